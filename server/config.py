@@ -1,0 +1,77 @@
+"""Every knob of the server, with its unit in its name. Each comment says what raising it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.errors import InvalidInput
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The resident base and how it computes."""
+
+    base: str = "minilm"  # "minilm" (embedded), a directory, or a hub id
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
+    dtype: str = "float32"  # float32, bfloat16, float16
+    num_threads: int = 0  # compute threads on a CPU; 0 takes all cores
+    backend: str = "reference"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise InvalidInput(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Where adapters come from and how many bytes each tier may hold."""
+
+    adapters: tuple[Path, ...] = ()  # folders whose sub-folders are adapters, named after them
+    device_bytes: int = 256 * MIB  # more adapters resident, less room for the base and batches
+    host_bytes: int = 2048 * MIB  # more adapters one copy away from the device
+    load_timeout_s: float = 30.0  # how long a caller waits for an origin before it gets an error
+    max_concurrent_loads: int = 4  # more cold starts in parallel, more CPU taken from serving
+    max_adapter_bytes: int = 512 * MIB  # largest checkpoint file that is read at all
+
+    def __post_init__(self) -> None:
+        if self.device_bytes <= 0 or self.host_bytes <= 0:
+            raise InvalidInput(
+                f"device_bytes {self.device_bytes} and host_bytes {self.host_bytes} must be positive"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    max_batch_tokens: int = 4096  # larger batches use the device better and make each caller wait longer
+    max_batch_samples: int = 512
+    max_queued_samples: int = 4096  # more waiting work is held instead of refused; memory and latency
+    max_queued_tokens: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if self.max_batch_tokens < 1:
+            raise InvalidInput(f"max_batch_tokens {self.max_batch_tokens} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    host: str = "127.0.0.1"
+    port: int = 50051  # gRPC; 0 takes a free one
+    http_port: int = 9090  # metrics; 0 takes a free one
+    max_message_bytes: int = 8 * MIB  # a caller may make the server hold this much per call
+    max_inputs_per_request: int = 256
+    max_requests_per_batch: int = 256
+    max_in_flight: int = 1024  # accepted requests; beyond it callers are refused at once
+    drain_timeout_s: float = 30.0  # how long a stop waits for accepted requests
+    lame_duck_s: float = 0.5  # how long a stopping server still accepts, so that balancers see it leave
+    num_tokenizer_threads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    api: ApiConfig = field(default_factory=ApiConfig)

@@ -1,0 +1,343 @@
+"""What travels along the path of a request: plain data that every stage shares. No torch, no grpc."""
+
+from __future__ import annotations
+
+import itertools
+from asyncio import Future
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.primitives import AdapterSpec
+
+BASE = "base"  # the reserved adapter name that asks for the base model alone
+
+
+class Truncation(Enum):
+    REFUSE = "refuse"
+    LONGEST_FIRST = "longest_first"
+    ONLY_SECOND = "only_second"
+
+
+class Pooling(Enum):
+    CLS = "cls"
+    MEAN = "mean"
+    LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    text: str
+    text_pair: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInput:
+    """Token ids, special tokens included. `token_type_ids` is empty or as long as `input_ids`."""
+
+    input_ids: tuple[int, ...]
+    token_type_ids: tuple[int, ...] = ()
+
+
+Input = TextInput | TokenInput
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """How to read inputs and shape results. None means the task's own default."""
+
+    top_k: int | None = None
+    threshold: float | None = None
+    truncation: Truncation = Truncation.REFUSE
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = False
+    return_logits: bool = False
+    return_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One adapter, 1..N inputs. `deadline` is on the clock of `time.monotonic`, None means no limit."""
+
+    adapter: str
+    inputs: tuple[Input, ...]
+    parameters: Parameters = Parameters()
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A tokenized input of T tokens.
+
+    `offsets`, `segments` and `tokens` are empty for inputs that came as token ids. `segments` is 0 for tokens of the
+    text, 1 for the pair, -1 for special tokens; offsets count code points of the token's own segment.
+    """
+
+    input_ids: tuple[int, ...]
+    token_type_ids: tuple[int, ...]
+    source: Input
+    offsets: tuple[tuple[int, int], ...] = ()
+    segments: tuple[int, ...] = ()
+    tokens: tuple[str, ...] = ()
+    word_ids: tuple[int | None, ...] = ()
+    is_truncated: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseInfo:
+    """What identifies the resident base and bounds its inputs."""
+
+    name: str
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    fingerprint: str  # sha256 over configuration and weights, hex
+    max_tokens: int
+    vocab_size: int
+    type_vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an adapter is. Two checkpoints with the same digest give the same answers.
+
+    name      as registered; not part of the digest
+    digest    sha256 over configuration, tensors, head and base fingerprint, hex
+    method    "bottleneck", or "none" for a head alone
+    """
+
+    name: str
+    digest: str
+    method: str
+    model_type: str
+    hidden_size: int
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """A verified, lowered adapter in host memory.
+
+    weights   torch tensor [spec.num_elements], compute dtype, CPU (pinned where there is a GPU). `Any`, because this
+              module stays free of torch.
+    """
+
+    manifest: Manifest
+    spec: AdapterSpec
+    weights: Any
+    size_bytes: int
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+
+class HostLease(Protocol):
+    """The right to use an adapter in host memory. Release once, or use as a context manager."""
+
+    adapter: Adapter | None  # None: the base alone
+
+    def release(self) -> None: ...
+
+
+class SlotLease(Protocol):
+    """The right to use a device slot until the batch is done.
+
+    slot      index of the slot; 0 means "no adapter"
+    is_fresh  this lease was the one that placed the adapter: the runner must write `adapter` into the slot first
+    """
+
+    adapter: Adapter | None
+    slot: int
+    is_fresh: bool
+
+    def release(self, *, failed: bool = False) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One input on its way through the scheduler. `reply` is resolved with a SampleOutput or an error."""
+
+    encoding: Encoding
+    adapter: Adapter | None
+    pooling: Pooling
+    reply: Future[SampleOutput]
+    deadline: float | None
+    return_hidden: bool = False  # also give token vectors and pooler output (verification)
+    tenant: str = ""
+    enqueued_at: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.encoding.num_tokens
+
+    @property
+    def digest(self) -> str:
+        return self.adapter.digest if self.adapter else BASE
+
+
+_batch_ids = itertools.count(1)
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Samples of one forward pass and the slot lease of each distinct adapter among them, by digest."""
+
+    samples: list[Sample]
+    leases: Mapping[str, SlotLease]
+    id: int = field(default_factory=lambda: next(_batch_ids))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(sample.num_tokens for sample in self.samples)
+
+    @property
+    def num_adapters(self) -> int:
+        return sum(lease.adapter is not None for lease in self.leases.values())
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInfo:
+    id: int
+    num_samples: int
+    num_tokens: int
+    num_adapters: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOutput:
+    """What the device gave for one sample, float32 on the host.
+
+    values    logits [C] or [T, C] of a head, or the pooled vector [H] of an adapter without one
+    """
+
+    values: NDArray[np.float32]
+    batch: BatchInfo
+    queue_s: float
+    compute_s: float
+    hidden: NDArray[np.float32] | None = None  # [T, H]
+    pooler: NDArray[np.float32] | None = None  # [H]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds per stage; of several inputs the slowest counts."""
+
+    admit_s: float = 0.0
+    tokenize_s: float = 0.0
+    ready_s: float = 0.0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    labels: tuple[LabelScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MultiLabel:
+    labels: tuple[LabelScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A labelled entity or an answer; offsets count code points of the text (answers: of the context)."""
+
+    text: str
+    label: str
+    score: float
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenClassification:
+    entities: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionAnswering:
+    answers: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    values: NDArray[np.float32]
+
+
+Answer = Classification | MultiLabel | Regression | TokenClassification | QuestionAnswering | Embedding
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    text: str
+    id: int
+    start: int
+    end: int
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer for one input."""
+
+    answer: Answer
+    num_tokens: int
+    is_truncated: bool
+    batch: BatchInfo
+    logits: NDArray[np.float32] | None = None
+    tokens: tuple[TokenInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    adapter: str
+    digest: str
+    results: tuple[Result, ...]
+    timings: Timings
+
+
+class Tier(Enum):
+    """The nearest tier that holds an adapter."""
+
+    ORIGIN = "origin"
+    DISK = "disk"
+    HOST = "host"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """What the admin API tells of one registered name."""
+
+    name: str
+    tier: Tier
+    manifest: Manifest | None = None
+    task: str = ""
+    labels: tuple[str, ...] = ()
+    host_bytes: int = 0
+    device_bytes: int = 0
+    is_pinned: bool = False
+    loaded_at: float | None = None  # unix seconds
+    last_used_at: float | None = None
+    error: str = ""

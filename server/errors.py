@@ -1,0 +1,77 @@
+"""Every error a caller can meet.
+
+AdapterdError
+├── InvalidInput          the request itself is wrong: empty text, too many tokens, bad parameter
+├── AdapterNotFound       no adapter is registered under this name
+├── AdapterRefused        the adapter exists and cannot be served as it is
+│   ├── WrongBase         made for another base model
+│   ├── MalformedCheckpoint  files missing, truncated, or not what their configuration says
+│   └── UnsupportedConfig    a configuration that cannot be lowered exactly
+├── Overloaded            no room now; `retry_after_s` says when to come back
+├── DeadlineExceeded      out of time before compute
+├── Unavailable           starting, draining, or the device is gone
+└── Internal              our own fault
+
+`api/status.py` is the only place that knows which gRPC status each one becomes.
+"""
+
+from __future__ import annotations
+
+
+class AdapterdError(Exception):
+    """Base of all errors that are meant for a caller.
+
+    `message` says the value, the limit and the remedy, and never a path, a stack or another tenant's name.
+    `metadata` carries the same facts for programs, as short strings.
+    """
+
+    reason = "INTERNAL"
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidInput(AdapterdError):
+    reason = "INVALID_INPUT"
+
+
+class AdapterNotFound(AdapterdError):
+    reason = "ADAPTER_NOT_FOUND"
+
+
+class AdapterRefused(AdapterdError):
+    reason = "ADAPTER_REFUSED"
+
+
+class WrongBase(AdapterRefused):
+    reason = "WRONG_BASE"
+
+
+class MalformedCheckpoint(AdapterRefused):
+    reason = "MALFORMED_CHECKPOINT"
+
+
+class UnsupportedConfig(AdapterRefused):
+    reason = "UNSUPPORTED_CONFIG"
+
+
+class Overloaded(AdapterdError):
+    reason = "OVERLOADED"
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.1, **metadata: str) -> None:
+        super().__init__(message, **metadata)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(AdapterdError):
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Unavailable(AdapterdError):
+    reason = "UNAVAILABLE"
+
+
+class Internal(AdapterdError):
+    reason = "INTERNAL"

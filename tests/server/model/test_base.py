@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from make_bases import save_base
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, DistilBertConfig, DistilBertModel
+
+from server.config import ModelConfig
+from server.core import Encoding, TokenInput
+from server.errors import InvalidInput, UnsupportedConfig
+from server.model.base import Base, load_base
+from server.model.packing import Packer
+
+
+def encoding(*ids: int) -> Encoding:
+    return Encoding(ids, (0,) * len(ids), TokenInput(ids))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_packed_samples_equal_transformers_on_each_alone(base: Base, dtype: str, tmp_path: Path) -> None:
+    plain = AutoModel.from_pretrained(tmp_path).eval()
+    base = load_base(ModelConfig(base=str(tmp_path), device="cpu", dtype=dtype))
+    generator = torch.Generator().manual_seed(1)
+    texts = [torch.randint(3, 70, (n,), generator=generator).tolist() for n in (1, 3, 3, 30, 7)]
+    packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
+    with torch.inference_mode():
+        packed = packer.pack([encoding(*ids) for ids in texts])
+        hidden = base.forward(packed, None)
+        for ids, (start, end) in zip(texts, packed.spans, strict=True):
+            want = plain(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            tolerance = {"float32": 1e-5, "bfloat16": 6e-2, "float16": 8e-3}[dtype]
+            torch.testing.assert_close(hidden[start:end].float(), want, atol=tolerance, rtol=tolerance)
+
+
+def test_padding_token_inside_a_sample_takes_its_family_position(base: Base, tmp_path: Path) -> None:
+    plain = AutoModel.from_pretrained(tmp_path).eval()
+    ids = (5, plain.config.pad_token_id, 9)
+    packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
+    with torch.inference_mode():
+        hidden = base.forward(packer.pack([encoding(*ids)]), None)
+        want = plain(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    torch.testing.assert_close(hidden, want, atol=1e-5, rtol=1e-5)
+
+
+def test_longest_input_is_what_the_positions_allow(base: Base) -> None:
+    packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
+    longest = encoding(*[7] * base.info.max_tokens)
+    with torch.inference_mode():
+        assert base.forward(packer.pack([longest]), None).shape == (base.info.max_tokens, base.info.hidden_size)
+
+
+def test_fingerprint_follows_weights_and_not_dtype_or_place(tmp_path: Path) -> None:
+    first = load_base(ModelConfig(base=str(save_base(tmp_path / "a")), device="cpu"))
+    again = load_base(ModelConfig(base=str(save_base(tmp_path / "b")), device="cpu", dtype="bfloat16"))
+    other = load_base(ModelConfig(base=str(save_base(tmp_path / "c", seed=1)), device="cpu"))
+    assert first.info.fingerprint == again.info.fingerprint != other.info.fingerprint
+
+
+def test_stitching_leaves_parameter_names_alone(base: Base, tmp_path: Path) -> None:
+    assert set(base.model.state_dict()) == set(AutoModel.from_pretrained(tmp_path).state_dict())
+
+
+def test_base_without_pooler_weights_gets_none_made_up(tmp_path: Path) -> None:
+    save_base(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "pooler" not in k}, tmp_path / "model.safetensors")
+    assert load_base(ModelConfig(base=str(tmp_path), device="cpu")).pooler is None
+
+
+def test_base_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    save_base(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("encoder.layer.0.output.dense.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidInput, match="encoder.layer.0.output.dense.weight"):
+        load_base(ModelConfig(base=str(tmp_path), device="cpu"))
+
+
+def test_unknown_family_is_refused_by_name(tmp_path: Path) -> None:
+    DistilBertModel(DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=1, hidden_dim=8)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UnsupportedConfig, match="distilbert.*bert, roberta"):
+        load_base(ModelConfig(base=str(tmp_path), device="cpu"))
+
+
+def test_base_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="neither"):
+        load_base(ModelConfig(base=str(tmp_path / "nothing")))

@@ -1,0 +1,262 @@
+"""Stage 3: name -> digest -> weights in host memory. Single flight; a slow load delays only those who need it.
+
+The facade over registry, origin, host tier and device residency. Everything runs on the event loop thread; files are
+read in the origin's threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from dataclasses import replace
+
+import torch
+
+from adapters_cache.build import build_adapter
+from adapters_cache.flight import Flight
+from adapters_cache.formats.checkpoint import Checkpoint
+from adapters_cache.host import HostLease, HostTier
+from adapters_cache.origin import FolderOrigin
+from adapters_cache.registry import Record, Registry
+from adapters_cache.residency import Residency
+from server.config import CacheConfig
+from server.core import BASE, Adapter, AdapterStatus, BaseInfo, Tier
+from server.errors import AdapterdError, AdapterNotFound, Internal, InvalidInput, Unavailable
+from server.metrics import Metrics
+
+log = logging.getLogger(__name__)
+Page = tuple[list[AdapterStatus], int]
+
+
+class Adapters:
+    """Which adapters there are, and each of them ready when asked for."""
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        base: BaseInfo,
+        dtype: torch.dtype,
+        residency: Residency,
+        metrics: Metrics,
+        *,
+        pin_memory: bool = False,
+    ) -> None:
+        self._config, self._base, self._dtype, self._pin_memory = config, base, dtype, pin_memory
+        self._residency = residency
+        self._metrics = metrics
+        self._registry = Registry()
+        self._host = HostTier(config.host_bytes, metrics, self._on_host_gone)
+        self._origin = FolderOrigin(
+            config.adapters,
+            max_adapter_bytes=config.max_adapter_bytes,
+            max_concurrent_loads=config.max_concurrent_loads,
+        )
+        self._flights: dict[str, Flight] = {}  # the newest of each name
+        self._all_flights: set[Flight] = set()
+        self._unloading: Counter[str] = Counter()  # digests whose device bytes an unload is going to count
+
+    async def start(self) -> None:
+        """Register every adapter that the configured folders hold. Raises InvalidInput for a missing folder."""
+        for number, folder in enumerate(self._config.adapters, 1):
+            if not folder.is_dir():
+                raise InvalidInput(
+                    f"adapter folder {number} ({folder.name}) is not a folder; create it or leave it out"
+                )
+        for name, source in (await self._origin.scan()).items():
+            self._registry.register(name, source)
+
+    async def stop(self) -> None:
+        """Give up loads under way. What is leased stays until it is released."""
+        for flight in list(self._all_flights):
+            await flight.cancel()
+        self._origin.close()
+
+    async def ready(self, name: str) -> HostLease:
+        """Lease an adapter in host memory, loading it if need be; `base` gives a lease without an adapter.
+
+        Raises AdapterNotFound, AdapterRefused and its kinds, Overloaded, Unavailable if the load takes too long.
+        """
+        if name == BASE:
+            return HostLease()
+        record = self._registry.get(name)
+        record.last_used_at = time.time()
+        if record.digest and (lease := self._host.acquire(record.digest)):
+            self._metrics.cache_hit(Tier.HOST)
+            return lease
+        self._metrics.cache_miss(Tier.HOST)
+        return await self._join(self._flights.get(name) or self._take_off(record))
+
+    async def _join(self, flight: Flight) -> HostLease:
+        shared = await flight.wait()
+        return shared.share()
+
+    def _take_off(self, record: Record) -> Flight:
+        """Start reading the origin."""
+        record.generation += 1
+        flight = Flight(record.generation, self._load(record, record.generation), lambda it: self._land(record, it))
+        self._flights[record.name] = flight
+        self._all_flights.add(flight)
+        return flight
+
+    def _land(self, record: Record, flight: Flight) -> None:
+        self._all_flights.discard(flight)
+        if self._flights.get(record.name) is flight:
+            del self._flights[record.name]
+
+    async def _load(self, record: Record, generation: int) -> HostLease:
+        """Read, verify and lower an adapter, take it into the host tier and move the name to it."""
+        started, outcome = time.monotonic(), "CANCELLED"
+        try:
+            lease = await self._read(record)
+            outcome = "ok"
+        except AdapterdError as error:
+            outcome = error.reason
+            if generation > record.served:
+                record.error = error.message
+            raise
+        finally:
+            self._metrics.load_done(Tier.HOST, time.monotonic() - started, outcome)
+        assert lease.adapter is not None
+        self._move(record, lease.adapter, generation)
+        return lease
+
+    async def _read(self, record: Record) -> HostLease:
+        limit_s = self._config.load_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                adapter = await self._origin.read(record.source, record.name, self._build)
+                return await self._host.put(adapter)
+        except TimeoutError:
+            raise Unavailable(
+                f"adapter {record.name!r} took longer to load than load_timeout_s {limit_s:g}; try again later"
+            ) from None
+        except AdapterdError:
+            raise
+        except Exception as error:
+            log.exception("adapter %s cannot be loaded", record.name)
+            raise Internal(f"adapter {record.name!r} cannot be loaded: {type(error).__name__}") from error
+
+    def _build(self, checkpoint: Checkpoint) -> Adapter:
+        return build_adapter(checkpoint, self._base, self._dtype, pin_memory=self._pin_memory)
+
+    def _move(self, record: Record, adapter: Adapter, generation: int) -> None:
+        """Point a name to what was loaded, unless something newer is there; then nobody will find it again."""
+        if generation <= record.served:
+            self._forget(adapter.digest)
+            return
+        head = adapter.spec.head
+        record.served = generation
+        record.manifest = replace(adapter.manifest, name=record.name)
+        record.task, record.labels = adapter.spec.task.value, head.labels if head else ()
+        record.loaded_at, record.error = time.time(), ""
+        self._point(record, adapter.digest)
+
+    def _point(self, record: Record, digest: str) -> None:
+        previous = self._registry.point(record, digest)
+        for moved in {previous, digest} - {""}:
+            self._update_pin(moved)
+        if previous and previous != digest:
+            self._forget(previous)
+
+    def _update_pin(self, digest: str) -> None:
+        is_pinned = self._registry.is_pinned(digest)
+        self._host.pin(digest, is_pinned)
+        self._residency.pin(digest, is_pinned)
+
+    def _forget(self, digest: str) -> None:
+        """Drop a digest that no name points to: on the host once no request needs it, then on the device."""
+        if not self._registry.is_aliased(digest):
+            self._host.doom(digest)
+            self._on_host_gone(digest)
+
+    def _on_host_gone(self, digest: str) -> None:
+        # a request holds its host lease until it is answered, so from now on nobody places this digest on the device
+        if not (self._registry.is_aliased(digest) or self._host.is_held(digest) or self._unloading[digest]):
+            self._residency.doom(digest)
+
+    async def load(self, name: str) -> tuple[AdapterStatus, str]:
+        """Read the origin again and move the name to what is there; give the digest before, empty if there was none.
+
+        Registers the name if its folder is new. Raises as `ready` does; then the name still points where it did.
+        """
+        if name == BASE:
+            raise InvalidInput(f"{BASE!r} is the base model itself and always loaded")
+        if (source := await self._origin.find(name)) is not None:
+            self._registry.register(name, source)
+        record = self._registry.get(name)
+        if source is None:
+            raise AdapterNotFound(f"adapter {name!r} is not in any adapter folder any more", adapter=name)
+        previous = record.digest
+        (await self._join(self._take_off(record))).release()
+        return self._status(record), previous
+
+    async def unload(self, name: str) -> tuple[int, int]:
+        """Give back what an adapter holds, once no request needs it; (host bytes, device bytes) that were freed.
+
+        The name stays, and the next request reads the origin. Memory shared with another name stays too.
+        """
+        record = self._registry.get(name)
+        digest = record.digest
+        if not digest:
+            return 0, 0
+        record.generation += 1  # a load under way serves who waits for it and no one else
+        record.served = record.generation
+        self._flights.pop(name, None)
+        self._unloading[digest] += 1
+        try:
+            host_bytes = self._host.bytes_of(digest)
+            self._point(record, "")
+            if self._registry.is_aliased(digest):
+                return 0, 0
+            for gone in self._host.doom(digest):
+                await gone.wait()
+            return host_bytes, await self._residency.evict(digest)
+        finally:
+            self._unloading -= Counter([digest])  # keeps no zeros
+            self._forget(digest)
+
+    async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
+        """Keep an adapter in host memory, and on the device from its first use on; loads it. Or let it go again."""
+        record = self._registry.get(name)
+        lease = await self.ready(name) if is_pinned else None
+        record.is_pinned = is_pinned
+        if record.digest:
+            self._update_pin(record.digest)
+        if lease is not None:
+            lease.release()
+        return self._status(record)
+
+    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
+        """Give a page of statuses by name, and the number of names that start with `prefix`."""
+        records, total = self._registry.page(prefix, after, limit)
+        return [self._status(record) for record in records], total
+
+    def get(self, name: str) -> AdapterStatus:
+        """Raises AdapterNotFound."""
+        return self._status(self._registry.get(name))
+
+    def _status(self, record: Record) -> AdapterStatus:
+        host_bytes = self._host.bytes_of(record.digest)
+        device_bytes = self._residency.bytes_of(record.digest)
+        tier = Tier.DEVICE if device_bytes else Tier.HOST if host_bytes else Tier.ORIGIN
+        return AdapterStatus(
+            name=record.name,
+            tier=tier,
+            manifest=record.manifest,
+            task=record.task,
+            labels=record.labels,
+            host_bytes=host_bytes,
+            device_bytes=device_bytes,
+            is_pinned=record.is_pinned,
+            loaded_at=record.loaded_at,
+            last_used_at=record.last_used_at,
+            error=record.error,
+        )
+
+    def check_integrity(self) -> None:
+        """AssertionError when the books of the host or the device do not balance."""
+        self._host.check_integrity()
+        self._residency.check_integrity()
+        assert set(self._flights.values()) <= self._all_flights

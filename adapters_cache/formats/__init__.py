@@ -1,0 +1,1 @@
+"""Checkpoint formats: one file per format, each giving a `Checkpoint`."""

@@ -1,0 +1,177 @@
+"""Every Prometheus series of the server: name, unit, buckets.
+
+No label ever names an adapter, a tenant or anything else a caller chooses, so the number of series is fixed.
+The recording methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from server.core import Tier, Timings
+
+STAGES = ("admit", "tokenize", "ready", "queue", "compute", "total")
+
+LATENCY_BUCKETS_S = tuple(0.00025 * 2**i for i in range(16))  # 0.25 ms .. 8.192 s
+LOAD_BUCKETS_S = tuple(0.001 * 2**i for i in range(17))  # 1 ms .. 66 s
+AGE_BUCKETS_S = tuple(0.25 * 4**i for i in range(10))  # 0.25 s .. 18 h
+SAMPLE_BUCKETS = tuple(2**i for i in range(11))  # 1 .. 1024
+TOKEN_BUCKETS = tuple(2**i for i in range(4, 17))  # 16 .. 65536
+ADAPTER_BUCKETS = (0, *SAMPLE_BUCKETS)  # 0: the base alone
+
+
+class Metrics:
+    """The series and one small method per event. Every instance has its own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._define_requests()
+        self._define_batches()
+        self._define_tiers()
+
+    def render(self) -> bytes:
+        """All series in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def build(self, **facts: str) -> None:
+        """What runs here (version, base, device, ...), shown as labels of `adapterd_build_info`."""
+        self._build.info(facts)
+
+    # requests
+
+    def request_done(self, method: str, outcome: str, timings: Timings, total_s: float) -> None:
+        """A call was answered; `outcome` is the name of its status code.
+
+        Stages it never reached are 0 and left out.
+        """
+        child = self._requests.get((method, outcome))
+        if child is None:
+            child = self._requests_total.labels(method, outcome)
+            self._requests[method, outcome] = child
+        child.inc()
+        durations = (
+            timings.admit_s,
+            timings.tokenize_s,
+            timings.ready_s,
+            timings.queue_s,
+            timings.compute_s,
+            total_s,
+        )
+        for observer, seconds in zip(self._durations, durations, strict=True):
+            if seconds > 0:
+                observer.observe(seconds)
+
+    def in_flight(self, num_requests: int) -> None:
+        self._in_flight.set(num_requests)
+
+    def expired(self, stage: str) -> None:
+        """One piece of work ran out of time in `stage` and never reached the device."""
+        self._expired[stage].inc()
+
+    def cancelled(self) -> None:
+        """One piece of work was dropped before the device because its caller had left."""
+        self._cancelled.inc()
+
+    # batches
+
+    def batch_done(self, num_samples: int, num_tokens: int, num_adapters: int, compute_s: float) -> None:
+        self._batch_samples.observe(num_samples)
+        self._batch_tokens.observe(num_tokens)
+        self._batch_adapters.observe(num_adapters)
+        self._compute_s.inc(compute_s)
+
+    def queue_depth(self, samples: int, tokens: int) -> None:
+        self._queue_samples.set(samples)
+        self._queue_tokens.set(tokens)
+
+    # tiers
+
+    def cache_hit(self, tier: Tier) -> None:
+        self._hits[tier].inc()
+
+    def cache_miss(self, tier: Tier) -> None:
+        self._misses[tier].inc()
+
+    def load_done(self, tier: Tier, seconds: float, outcome: str) -> None:
+        """An adapter was brought into `tier`, or not; `outcome` is "ok" or the `reason` of the error."""
+        self._loads_total.labels(tier.value, outcome).inc()
+        self._load_s[tier].observe(seconds)
+
+    def eviction(self, tier: Tier, age_s: float) -> None:
+        """An adapter left `tier`, `age_s` after it was last used."""
+        self._evictions[tier].inc()
+        self._eviction_age_s[tier].observe(age_s)
+
+    def tier_bytes(self, tier: Tier, used: int) -> None:
+        self._tier_bytes[tier].set(used)
+
+    def tier_budget(self, tier: Tier, budget: int) -> None:
+        self._tier_budget[tier].set(budget)
+
+    def tier_adapters(self, tier: Tier, count: int) -> None:
+        self._tier_adapters[tier].set(count)
+
+    def slots(self, leased: int, idle: int) -> None:
+        """Device slots that hold an adapter: those a batch is using, and those that could be evicted."""
+        self._slots_leased.set(leased)
+        self._slots_idle.set(idle)
+
+    # definitions
+
+    def _define_requests(self) -> None:
+        self._build = Info("adapterd_build", "What runs here.", registry=self.registry)
+        self._requests_total = self._counter("requests", "Calls answered, by status code.", ("method", "outcome"))
+        self._requests: dict[tuple[str, str], Counter] = {}
+        durations = self._histogram("request_duration_seconds", "Time in each stage.", LATENCY_BUCKETS_S, ("stage",))
+        self._durations = tuple(durations.labels(stage) for stage in STAGES)
+        self._in_flight = self._gauge("in_flight_requests", "Requests admitted and not yet answered.")
+        expired = self._counter("expired", "Work dropped before the device: out of time.", ("stage",))
+        self._expired = {stage: expired.labels(stage) for stage in STAGES[:-2]}
+        self._cancelled = self._counter("cancelled", "Work dropped before the device: its caller left.")
+
+    def _define_batches(self) -> None:
+        self._batch_samples = self._histogram("batch_samples", "Samples per forward pass.", SAMPLE_BUCKETS)
+        self._batch_tokens = self._histogram("batch_tokens", "Tokens per forward pass.", TOKEN_BUCKETS)
+        self._batch_adapters = self._histogram("batch_adapters", "Adapters per forward pass.", ADAPTER_BUCKETS)
+        self._compute_s = self._counter("compute_seconds", "Time the device spent on batches.")
+        self._queue_samples = self._gauge("queue_samples", "Samples waiting for a batch.")
+        self._queue_tokens = self._gauge("queue_tokens", "Tokens waiting for a batch.")
+
+    def _define_tiers(self) -> None:
+        self._tier_bytes = self._gauge_of_tier("tier_bytes", "Bytes of adapters held.")
+        self._tier_budget = self._gauge_of_tier("tier_budget_bytes", "Bytes of adapters that may be held.")
+        self._tier_adapters = self._gauge_of_tier("tier_adapters", "Adapters held.")
+        self._hits = self._counter_of_tier("hits", "Look-ups that found the adapter.")
+        self._misses = self._counter_of_tier("misses", "Look-ups that did not find the adapter.")
+        self._evictions = self._counter_of_tier("evictions", "Adapters dropped to make room.")
+        self._loads_total = self._counter("loads", "Adapters brought in.", ("tier", "outcome"))
+        self._load_s = self._histogram_of_tier("load_duration_seconds", "Time of a load.", LOAD_BUCKETS_S)
+        self._eviction_age_s = self._histogram_of_tier(
+            "eviction_age_seconds", "Time since last use of what was evicted.", AGE_BUCKETS_S
+        )
+        slots = self._gauge("slots", "Device slots that hold an adapter.", ("state",))
+        self._slots_leased = slots.labels("leased")
+        self._slots_idle = slots.labels("idle")
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(f"adapterd_{name}_total", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(f"adapterd_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+        return Histogram(f"adapterd_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _counter_of_tier(self, name: str, text: str) -> dict[Tier, Counter]:
+        parent = self._counter(name, text, ("tier",))
+        return {tier: parent.labels(tier.value) for tier in Tier}
+
+    def _gauge_of_tier(self, name: str, text: str) -> dict[Tier, Gauge]:
+        parent = self._gauge(name, text, ("tier",))
+        return {tier: parent.labels(tier.value) for tier in Tier}
+
+    def _histogram_of_tier(self, name: str, text: str, buckets: Sequence[float]) -> dict[Tier, Histogram]:
+        parent = self._histogram(name, text, buckets, ("tier",))
+        return {tier: parent.labels(tier.value) for tier in Tier}

@@ -1,0 +1,1 @@
+"""Stage 4: choose which samples run next."""

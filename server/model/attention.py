@@ -59,7 +59,8 @@ def _by_length(query: Tensor, key: Tensor, value: Tensor, packed: PackedBatch, s
     for start, count, length in packed.equal_length_runs:
         shape = (count, length, heads, size)
         rows = slice(start, start + count * length)
-        part = scaled_dot_product_attention(*(x[rows].view(shape).transpose(1, 2) for x in (q, k, v)), scale=scale)
+        own_q, own_k, own_v = (x[rows].view(shape).transpose(1, 2) for x in (q, k, v))
+        part = scaled_dot_product_attention(own_q, own_k, own_v, scale=scale)
         parts.append(part.transpose(1, 2).reshape(-1, heads, size))
     return torch.cat(parts).unsqueeze(0)
 

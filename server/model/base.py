@@ -54,7 +54,7 @@ def load_base(config: ModelConfig) -> Base:
 
     raises InvalidInput where there is no such base, UnsupportedConfig where its family is not served
     """
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     source = locate(config.base)
     try:
         hf_config = AutoConfig.from_pretrained(source)

@@ -25,7 +25,7 @@ def run_head(
     """
     if weights.head.reads_tokens:
         logits = _dense(weights, hidden[spans[0][0] : spans[-1][1]])
-        return list(logits.split([end - start for start, end in spans]))
+        return list(torch.split(logits, [end - start for start, end in spans]))
     first = hidden[[start for start, _ in spans]]
     if weights.head.use_pooler:
         if pooler is None:
@@ -49,7 +49,7 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not tensors:
         return []
     flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu()
-    parts = flat.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 

@@ -8,6 +8,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from server.core import BaseInfo, Encoding
@@ -83,11 +84,12 @@ class Packer:
             offsets=tuple(offsets.tolist()),
         )
 
-    def _positions(self, encoding: Encoding) -> np.ndarray:
+    def _positions(self, encoding: Encoding) -> NDArray[np.int64]:
         if self._padding_id < 0:
             return np.arange(encoding.num_tokens, dtype=np.int64)
-        is_token = np.asarray(encoding.input_ids) != self._padding_id
-        return np.cumsum(is_token) * is_token + self._padding_id
+        is_token = (np.asarray(encoding.input_ids) != self._padding_id).astype(np.int64)
+        positions: NDArray[np.int64] = np.cumsum(is_token) * is_token + self._padding_id
+        return positions
 
-    def _upload(self, array: np.ndarray) -> Tensor:
+    def _upload(self, array: NDArray[np.int64] | NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True).unsqueeze(0)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.core import Batch, BatchInfo, Sample, SampleOutput
+from server.core import Adapter, Batch, BatchInfo, Sample, SampleOutput, Tier
 from server.errors import AdapterdError, DeadlineExceeded, Internal
+from server.metrics import Metrics
 from server.model.base import Base
 from server.model.heads import pool, run_head, to_host
 from server.model.packing import PackedBatch, Packer
@@ -35,9 +36,10 @@ class _Work:
 class Runner:
     """Executes batches one after the other, in the order in which `run` was called."""
 
-    def __init__(self, base: Base, bank: SlotBank) -> None:
+    def __init__(self, base: Base, bank: SlotBank, metrics: Metrics) -> None:
         self._base = base
         self._bank = bank
+        self._metrics = metrics
         self._packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
@@ -72,7 +74,7 @@ class Runner:
         started = time.monotonic()
         for lease in batch.leases.values():
             if lease.is_fresh and lease.adapter is not None:
-                self._bank.write(lease.slot, lease.adapter)
+                self._place(lease.slot, lease.adapter)
         outcomes: list[Outcome] = [_late(sample) for sample in batch.samples]
         live = [i for i, sample in enumerate(batch.samples) if _is_wanted(sample, started)]
         slots = {i: batch.leases[batch.samples[i].digest].slot for i in live}
@@ -93,6 +95,11 @@ class Runner:
             hidden_and_pooler = [next(wanted).numpy() for _ in range(self._num_extras(sample))]
             outcomes[i] = SampleOutput(value.numpy(), info, started - sample.enqueued_at, compute_s, *hidden_and_pooler)
         return outcomes
+
+    def _place(self, slot: int, adapter: Adapter) -> None:
+        started = time.monotonic()
+        self._bank.write(slot, adapter)
+        self._metrics.load_done(Tier.DEVICE, time.monotonic() - started, "ok")
 
     def _order(self, slot: int) -> int:
         return self._bank[slot].order if slot else -1

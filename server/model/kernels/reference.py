@@ -129,7 +129,7 @@ def _gate(x: Tensor, segment: Segment, gate: AffineWeights) -> Tensor:
     """[rows, 1]: each sample's own gate, the mean of sigmoid(gate(x)) over its tokens."""
     opened = torch.sigmoid(linear(x, gate.weight, gate.bias))
     lengths = [end - start for start, end in segment.samples]
-    means = torch.stack([part.mean() for part in opened.split(lengths)])
+    means = torch.stack([part.mean() for part in torch.split(opened, lengths)])
     return means.repeat_interleave(torch.tensor(lengths, device=x.device), output_size=len(x)).unsqueeze(1)
 
 

@@ -16,6 +16,7 @@ from make_bases import save_base
 from server.config import ModelConfig
 from server.core import BASE, Adapter, Batch, Encoding, Manifest, Pooling, Sample, SampleOutput, TokenInput
 from server.errors import DeadlineExceeded, Internal
+from server.metrics import Metrics
 from server.model.base import Base, load_base
 from server.model.runner import Runner
 from server.model.slots import SlotBank
@@ -102,7 +103,7 @@ def leases(samples: list[Sample]) -> Mapping[str, Lease]:
 
 @pytest.fixture
 def runner(base: Base) -> Runner:
-    return Runner(base, SlotBank(base.device, base.dtype))
+    return Runner(base, SlotBank(base.device, base.dtype), Metrics())
 
 
 async def test_answer_does_not_depend_on_who_shares_the_batch(base: Base, runner: Runner) -> None:

@@ -1,0 +1,1 @@
+"""Offline: make adapters with the modules that serve them. The server never imports this package."""

@@ -18,7 +18,7 @@ class ModelConfig:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
     dtype: str = "float32"  # float32, bfloat16, float16
     num_threads: int = 0  # compute threads on a CPU; 0 takes all cores
-    backend: str = "reference"
+    backend: str = "eager"  # how adapters are computed: "eager", or "reference" to check against
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -38,9 +38,7 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         if self.device_bytes <= 0 or self.host_bytes <= 0:
-            raise InvalidInput(
-                f"device_bytes {self.device_bytes} and host_bytes {self.host_bytes} must be positive"
-            )
+            raise InvalidInput(f"device_bytes {self.device_bytes} and host_bytes {self.host_bytes} must be positive")
 
 
 @dataclass(frozen=True, slots=True)

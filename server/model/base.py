@@ -17,6 +17,7 @@ from server.config import ModelConfig
 from server.core import BaseInfo
 from server.errors import InvalidInput, UnsupportedConfig
 from server.model.attention import ATTENTION_NAME
+from server.model.kernels import backend
 from server.model.packing import PackedBatch
 from server.model.routing import RoutingPlan
 from server.model.sites import FAMILIES, Family, Stitching
@@ -66,6 +67,7 @@ def load_base(config: ModelConfig) -> Base:
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
+    kernels = backend(config.backend)
     device, dtype = _device(config.device), getattr(torch, config.dtype)
     if device.type == "cpu" and config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -83,7 +85,7 @@ def load_base(config: ModelConfig) -> Base:
         info=base_info,
         family=family,
         model=model,
-        stitching=Stitching(model, family),
+        stitching=Stitching(model, family, kernels),
         pooler=model.pooler,
         device=device,
         dtype=dtype,

@@ -19,7 +19,7 @@ class Slots(Protocol):
     def __getitem__(self, slot: int) -> SlotWeights: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """Neighbouring tokens start..end that take the same weights; `samples` are the bounds of each sample in it."""
 
@@ -29,7 +29,7 @@ class Segment:
     samples: tuple[Span, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """Neighbouring segments of one style: their elementwise steps are done together."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from server.model.kernels import reference
+from server.model.kernels import Kernels
 from server.model.packing import PackedBatch
 from server.model.routing import RoutingPlan
 from server.primitives import SiteKind
@@ -60,7 +60,8 @@ class Stitching:
     packed   set when the tokens are one packed row; None means ordinary padded batches (training)
     """
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
+    def __init__(self, model: nn.Module, family: Family, kernels: Kernels) -> None:
+        self._kernels = kernels
         self.plan: RoutingPlan | None = None
         self.packed: PackedBatch | None = None
         layers = model.get_submodule(family.layers)
@@ -75,11 +76,10 @@ class Stitching:
     def _site(self, module: Any, layer: int, kind: SiteKind) -> Callable[[Tensor, Tensor], Tensor]:
         def forward(hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
             projected = module.dropout(module.dense(hidden_states))
-            if self.plan is None:
-                return module.LayerNorm(projected + input_tensor)  # type: ignore[no-any-return]
             size = projected.shape
             flat = projected.view(-1, size[-1])
             residual = input_tensor.reshape(-1, size[-1])
-            return reference.site(flat, residual, module.LayerNorm, self.plan.at(layer, kind)).view(size)
+            plan = self.plan.at(layer, kind) if self.plan else ()
+            return self._kernels.site(flat, residual, module.LayerNorm, plan).view(size)
 
         return forward

@@ -27,6 +27,11 @@ class AffineWeights:
     weight: Tensor
     bias: Tensor | None
 
+    @property
+    def transposed(self) -> Tensor:
+        """[in, out]"""
+        return self.weight.t()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BottleneckWeights:

@@ -23,7 +23,7 @@ def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan) -> T
     Without adapters this is norm(hidden + residual). At each step, the tokens of each run go through their bottleneck;
     the last one that a token met decides whether the closing LayerNorm is applied.
 
-    hidden     [T, H] the projection's output; overwritten when no gradient is recorded
+    hidden     [T, H] the projection's output; a backend may overwrite it
     residual   [T, H] the sub-layer's input, not modified
     norm       the sub-layer's own LayerNorm
     returns    [T, H]
@@ -54,18 +54,11 @@ def _apply(hidden: Tensor, residual: Tensor, norm: nn.Module, run: Run) -> Tenso
     """`hidden` with the tokens of one run sent through their bottlenecks."""
     style, rows = run.style, slice(run.start, run.end)
     x, added = _before(hidden[rows], residual[rows], norm, style)
-    if _accumulates(style) and not torch.is_grad_enabled():
-        for segment in run.segments:
-            _accumulate(hidden, x, run.start, segment)
-        return hidden
     parts = []
     for segment in run.segments:
         own = slice(segment.start - run.start, segment.end - run.start)
         parts.append(_bottleneck(x[own], added[own], segment, hidden[segment.start : segment.end]))
-    if torch.is_grad_enabled():
-        return torch.cat([hidden[: run.start], *parts, hidden[run.end :]])
-    torch.cat(parts, out=hidden[rows]) if len(parts) > 1 else hidden[rows].copy_(parts[0])
-    return hidden
+    return torch.cat([hidden[: run.start], *parts, hidden[run.end :]])
 
 
 def _before(h: Tensor, t: Tensor, norm: nn.Module, style: BottleneckStyle) -> tuple[Tensor, Tensor]:
@@ -79,30 +72,11 @@ def _before(h: Tensor, t: Tensor, norm: nn.Module, style: BottleneckStyle) -> tu
     return x, {Residual.INPUT: h, Residual.POST_ADD: summed, Residual.NORMED: x}[style.residual]
 
 
-def _accumulates(style: BottleneckStyle) -> bool:
-    """Whether the result is `hidden + up(...)` with nothing in between, so that it can be done in place."""
-    if style.use_gating or style.ln_after:
-        return False
-    if style.is_parallel or not style.original_ln_before:
-        return True
-    return style.residual is Residual.INPUT
-
-
 def _up(x: Tensor, segment: Segment) -> Tensor:
     weights = segment.weights
     if weights.norm_before is not None:
         x = _norm(x, weights.norm_before)
     return weights.activation(linear(x, weights.down.weight, weights.down.bias))
-
-
-def _accumulate(hidden: Tensor, x: Tensor, offset: int, segment: Segment) -> None:
-    """hidden[segment] += up(act(down(x[segment]))), in place."""
-    up = segment.weights.up
-    narrow = _up(x[segment.start - offset : segment.end - offset], segment)
-    rows = hidden[segment.start : segment.end]
-    rows.addmm_(narrow, up.weight.t())
-    if up.bias is not None:
-        rows.add_(up.bias)
 
 
 def _bottleneck(x: Tensor, added: Tensor, segment: Segment, h: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The batched bottleneck against a loop that writes the formulas down one sample at a time."""
+"""Every backend's batched bottleneck against a loop that writes the formulas down one sample at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 from transformers.activations import ACT2FN
 
-from server.model.kernels import reference
+from server.model.kernels import BACKENDS, backend, reference
 from server.model.routing import RoutingPlan
 from server.model.slots import AffineWeights, BottleneckWeights, SlotWeights
 from server.primitives import BottleneckStyle, Residual, SiteKind
@@ -102,10 +102,10 @@ def check(slots: list[int], bank: dict[int, SlotWeights], dtype: torch.dtype, se
         for slot, a, b in zip(slots, offsets, offsets[1:], strict=False)
     ]
     plan = RoutingPlan(bank, [slots], offsets).at(*HERE)
-    with torch.inference_mode():
-        got = reference.site(h.clone(), t, norm, plan)
-    torch.testing.assert_close(got, torch.cat(want), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    torch.testing.assert_close(reference.site(h.clone(), t, norm, plan), got, atol=TOLERANCE[dtype], rtol=0.0)
+    for name in BACKENDS:
+        with torch.inference_mode():
+            got = backend(name).site(h.clone(), t, norm, plan)
+        torch.testing.assert_close(got, torch.cat(want), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

@@ -1,0 +1,51 @@
+# The same targets locally and in CI. PYTHON=python3.12 make install picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTOS := protos/adapterd/v1/inference.proto protos/adapterd/v1/adapters.proto
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
+
+.PHONY: install format check test demo loadtest protos clean
+
+install: $(STAMP)
+
+# torch first and by its pin, so that nothing later decides which build of it is taken.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "adapterd needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	  "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@stubs=$$(mktemp -d) && trap 'rm -rf "$$stubs"' EXIT && $(call PROTOC,"$$stubs") && \
+	  for stub in "$$stubs"/adapterd/v1/*; do \
+	    diff -u "adapterd/v1/$${stub##*/}" "$$stub" || { echo "stubs differ from protos/: run make protos" >&2; exit 1; }; \
+	  done
+
+test: install
+	$(BIN)/python -m pytest
+
+# make demo ONCE=1 stops after the table.
+demo: install
+	$(BIN)/adapterd demo $(if $(ONCE),--once)
+
+loadtest: install
+	$(BIN)/python -m loadtest engine --quick
+
+protos: install
+	$(call PROTOC,.)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

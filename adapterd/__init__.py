@@ -1,0 +1,16 @@
+"""Client of an adapterd server. Needs grpcio and protobuf only.
+
+from adapterd import Client
+
+with Client("127.0.0.1:50051") as client:
+    reply = client.predict("sst2-sentiment", "a fine film")
+    print(reply.results[0].classification.labels[0].label, reply.digest)
+"""
+
+from __future__ import annotations
+
+from adapterd.client import AsyncClient, Client
+from adapterd.errors import Error
+from adapterd.requests import Options, predict_request
+
+__all__ = ["AsyncClient", "Client", "Error", "Options", "predict_request"]

@@ -1,0 +1,101 @@
+"""What the sync and the async client share: every RPC's path and types, the channel's options, retries."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from adapterd.errors import Error, from_status
+from adapterd.v1 import adapters_pb2, inference_pb2
+
+INFERENCE = "adapterd.v1.Inference"
+ADAPTERS = "adapterd.v1.Adapters"
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+PRINTABLE_ASCII = re.compile(r"[ -~]+")  # what a metadata value may hold
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc(Generic[Request, Response]):
+    """One RPC of the contract."""
+
+    path: str
+    request: type[Request]
+    response: type[Response]
+
+    def arguments(self) -> dict[str, Any]:
+        """For the channel's multi-callables."""
+        return {
+            "method": self.path,
+            "request_serializer": self.request.SerializeToString,
+            "response_deserializer": self.response.FromString,
+        }
+
+
+PREDICT = Rpc(f"/{INFERENCE}/Predict", inference_pb2.PredictRequest, inference_pb2.PredictResponse)
+PREDICT_BATCH = Rpc(f"/{INFERENCE}/PredictBatch", inference_pb2.PredictBatchRequest, inference_pb2.PredictBatchResponse)
+PREDICT_STREAM = Rpc(
+    f"/{INFERENCE}/PredictStream", inference_pb2.PredictStreamRequest, inference_pb2.PredictStreamResponse
+)
+LIST = Rpc(f"/{ADAPTERS}/List", adapters_pb2.ListRequest, adapters_pb2.ListResponse)
+GET = Rpc(f"/{ADAPTERS}/Get", adapters_pb2.GetRequest, adapters_pb2.GetResponse)
+LOAD = Rpc(f"/{ADAPTERS}/Load", adapters_pb2.LoadRequest, adapters_pb2.LoadResponse)
+UNLOAD = Rpc(f"/{ADAPTERS}/Unload", adapters_pb2.UnloadRequest, adapters_pb2.UnloadResponse)
+PIN = Rpc(f"/{ADAPTERS}/Pin", adapters_pb2.PinRequest, adapters_pb2.PinResponse)
+
+# The standard health check of the whole server, by hand: grpcio-health-checking is no dependency of a client.
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+HEALTH_REQUEST = b""  # HealthCheckRequest(service="")
+HEALTH_SERVING = b"\x08\x01"  # HealthCheckResponse(status=SERVING)
+
+
+def channel_options(max_retries: int) -> list[tuple[str, Any]]:
+    """gRPC itself retries what was refused for now, after as long as the server's pushback says.
+
+    max_retries   0 hands every refusal to the caller at once; gRPC's own limit is 4
+    """
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.enable_retries", int(max_retries > 0)),
+    ]
+    if max_retries > 0:
+        options.append(("grpc.service_config", _service_config(max_retries)))
+    return options
+
+
+def _service_config(max_retries: int) -> str:
+    retry_policy = {
+        "maxAttempts": max_retries + 1,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"],
+    }
+    services = [{"service": INFERENCE}, {"service": ADAPTERS}]
+    return json.dumps({"methodConfig": [{"name": services, "retryPolicy": retry_policy}]})
+
+
+def metadata_of(request: Message) -> tuple[tuple[str, str], ...]:
+    """The adapter's name for a router in front, which can so keep its requests together unread."""
+    if isinstance(request, inference_pb2.PredictRequest) and PRINTABLE_ASCII.fullmatch(request.adapter):
+        return (("x-adapter", request.adapter),)
+    return ()
+
+
+def outcome_of(
+    message: inference_pb2.Outcome | inference_pb2.PredictStreamResponse,
+) -> inference_pb2.PredictResponse | Error:
+    return from_status(message.error) if message.HasField("error") else message.response
+
+
+def require_serving(answer: bytes) -> None:
+    """Raises Error unless the answer to a health check says SERVING."""
+    if answer != HEALTH_SERVING:
+        raise Error(grpc.StatusCode.UNAVAILABLE, "the server is up and does not serve; it may be draining")

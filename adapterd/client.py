@@ -1,0 +1,236 @@
+"""Client and AsyncClient: the same methods, one blocking and one for asyncio.
+
+Messages are those of `adapterd.v1`. A failed call raises `adapterd.Error`; a failed item of a batch or stream
+is given back as one. Refusals for lack of room are retried, see `max_retries`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+import grpc.aio
+
+from adapterd import calls
+from adapterd.calls import Request, Response, Rpc, channel_options, metadata_of, outcome_of
+from adapterd.errors import Error, from_rpc_error
+from adapterd.requests import Options, predict_request, stream_request
+from adapterd.v1 import adapters_pb2 as admin
+from adapterd.v1 import inference_pb2 as v1
+
+Item = tuple[str, v1.PredictRequest]
+Outcome = v1.PredictResponse | Error
+
+
+class Client:
+    """A blocking client; threads may share it. Use as a context manager, or `close()` it."""
+
+    def __init__(
+        self,
+        server: str = calls.DEFAULT_SERVER,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_retries: int = 3,
+    ) -> None:
+        options = channel_options(max_retries)
+        self._channel = (
+            grpc.secure_channel(server, credentials, options) if credentials else grpc.insecure_channel(server, options)
+        )
+
+    def predict(
+        self,
+        adapter: str,
+        text: str | Sequence[str] = (),
+        *,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> v1.PredictResponse:
+        return self._call(calls.PREDICT, predict_request(adapter, text, **options), timeout)
+
+    def predict_batch(self, requests: Iterable[v1.PredictRequest], *, timeout: float | None = None) -> list[Outcome]:
+        """One outcome per request, in their order. `predict_request` makes one."""
+        reply = self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
+        return [outcome_of(outcome) for outcome in reply.outcomes]
+
+    def predict_stream(self, items: Iterable[Item], *, timeout: float | None = None) -> Iterator[tuple[str, Outcome]]:
+        """(id, outcome) as they finish, for (id, request) as they come. Leaving the loop ends the call."""
+        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
+            map(stream_request, items), timeout=timeout
+        )
+        try:
+            for message in call:
+                yield message.id, outcome_of(message)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    def list(self, prefix: str = "", *, timeout: float | None = None) -> Iterator[admin.Adapter]:
+        """Every adapter whose name starts with `prefix`, by name."""
+        request = admin.ListRequest(name_prefix=prefix)
+        while True:
+            page = self._call(calls.LIST, request, timeout)
+            yield from page.adapters
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def base(self, *, timeout: float | None = None) -> admin.Base:
+        return self._call(calls.LIST, admin.ListRequest(page_size=1), timeout).base
+
+    def get(self, name: str, *, timeout: float | None = None) -> admin.Adapter:
+        return self._call(calls.GET, admin.GetRequest(name=name), timeout).adapter
+
+    def load(self, name: str, *, timeout: float | None = None) -> admin.LoadResponse:
+        """Read the adapter from its origin again and move the name to what was found."""
+        return self._call(calls.LOAD, admin.LoadRequest(name=name), timeout)
+
+    def unload(self, name: str, *, timeout: float | None = None) -> admin.UnloadResponse:
+        return self._call(calls.UNLOAD, admin.UnloadRequest(name=name), timeout)
+
+    def pin(self, name: str, is_pinned: bool = True, *, timeout: float | None = None) -> admin.Adapter:
+        return self._call(calls.PIN, admin.PinRequest(name=name, is_pinned=is_pinned), timeout).adapter
+
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(calls.HEALTH_CHECK)
+        try:
+            answer = check(calls.HEALTH_REQUEST, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        calls.require_serving(answer)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
+        call: grpc.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(**rpc.arguments())
+        try:
+            return call(request, timeout=timeout, metadata=metadata_of(request))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+
+class AsyncClient:
+    """The client for asyncio. Make and use it on one event loop; `async with` it, or `close()` it."""
+
+    def __init__(
+        self,
+        server: str = calls.DEFAULT_SERVER,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_retries: int = 3,
+    ) -> None:
+        options = channel_options(max_retries)
+        self._channel = (
+            grpc.aio.secure_channel(server, credentials, options)
+            if credentials
+            else grpc.aio.insecure_channel(server, options)
+        )
+
+    async def predict(
+        self,
+        adapter: str,
+        text: str | Sequence[str] = (),
+        *,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> v1.PredictResponse:
+        return await self._call(calls.PREDICT, predict_request(adapter, text, **options), timeout)
+
+    async def predict_batch(
+        self, requests: Iterable[v1.PredictRequest], *, timeout: float | None = None
+    ) -> list[Outcome]:
+        """One outcome per request, in their order. `predict_request` makes one."""
+        reply = await self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
+        return [outcome_of(outcome) for outcome in reply.outcomes]
+
+    async def predict_stream(
+        self, items: Iterable[Item] | AsyncIterable[Item], *, timeout: float | None = None
+    ) -> AsyncIterator[tuple[str, Outcome]]:
+        """(id, outcome) as they finish, for (id, request) as they come.
+
+        Leave the loop early only inside `contextlib.aclosing`, so that the call ends at once.
+        """
+        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(_messages(items), timeout=timeout)
+        try:
+            async for message in call:
+                yield message.id, outcome_of(message)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    async def list(self, prefix: str = "", *, timeout: float | None = None) -> AsyncIterator[admin.Adapter]:
+        """Every adapter whose name starts with `prefix`, by name."""
+        request = admin.ListRequest(name_prefix=prefix)
+        while True:
+            page = await self._call(calls.LIST, request, timeout)
+            for adapter in page.adapters:
+                yield adapter
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def base(self, *, timeout: float | None = None) -> admin.Base:
+        return (await self._call(calls.LIST, admin.ListRequest(page_size=1), timeout)).base
+
+    async def get(self, name: str, *, timeout: float | None = None) -> admin.Adapter:
+        return (await self._call(calls.GET, admin.GetRequest(name=name), timeout)).adapter
+
+    async def load(self, name: str, *, timeout: float | None = None) -> admin.LoadResponse:
+        """Read the adapter from its origin again and move the name to what was found."""
+        return await self._call(calls.LOAD, admin.LoadRequest(name=name), timeout)
+
+    async def unload(self, name: str, *, timeout: float | None = None) -> admin.UnloadResponse:
+        return await self._call(calls.UNLOAD, admin.UnloadRequest(name=name), timeout)
+
+    async def pin(self, name: str, is_pinned: bool = True, *, timeout: float | None = None) -> admin.Adapter:
+        request = admin.PinRequest(name=name, is_pinned=is_pinned)
+        return (await self._call(calls.PIN, request, timeout)).adapter
+
+    async def wait_ready(self, timeout: float = 60.0) -> None:
+        """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""
+        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(calls.HEALTH_CHECK)
+        try:
+            answer = await check(calls.HEALTH_REQUEST, timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        calls.require_serving(answer)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
+        call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(**rpc.arguments())
+        try:
+            return await call(request, timeout=timeout, metadata=metadata_of(request))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+
+async def _messages(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[v1.PredictStreamRequest]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield stream_request(item)
+    else:
+        for item in items:
+            yield stream_request(item)

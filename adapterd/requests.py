@@ -1,0 +1,75 @@
+"""Builds the messages of a call from plain Python values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict, Unpack
+
+from adapterd.v1 import inference_pb2 as v1
+
+
+class Options(TypedDict, total=False):
+    """What a request may say besides its adapter and texts. What is left out takes the task's own default.
+
+    text_pair      second segment, one per text: the hypothesis of a pair, the context of a question
+    tokens         inputs as token ids, special tokens included, instead of texts
+    top_k          most labels or answers to return
+    threshold      least score of a label, in [0, 1]
+    truncation     what to cut off an input that is too long; without it such an input is refused
+    pooling        how an adapter without a head makes one vector
+    normalize      scale an embedding to unit length
+    return_logits, return_tokens    also give the head's raw output, the tokens the model read
+    """
+
+    text_pair: str | Sequence[str] | None
+    tokens: Sequence[Sequence[int]]
+    top_k: int | None
+    threshold: float | None
+    truncation: Literal["longest_first", "only_second"] | None
+    pooling: Literal["cls", "mean", "last"] | None
+    normalize: bool
+    return_logits: bool
+    return_tokens: bool
+
+
+def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unpack[Options]) -> v1.PredictRequest:
+    """One adapter, one or more texts. Raises ValueError if texts and pairs differ in number."""
+    return v1.PredictRequest(
+        adapter=adapter,
+        inputs=[
+            *_texts(_several(text), options.get("text_pair")),
+            *(v1.Input(tokens=v1.Tokens(input_ids=ids)) for ids in options.get("tokens", ())),
+        ],
+        parameters=_parameters(options),
+    )
+
+
+def stream_request(item: tuple[str, v1.PredictRequest]) -> v1.PredictStreamRequest:
+    """`item` is the id that the reply will carry, and the request."""
+    return v1.PredictStreamRequest(id=item[0], request=item[1])
+
+
+def _texts(texts: Sequence[str], text_pair: str | Sequence[str] | None) -> list[v1.Input]:
+    if text_pair is None:
+        return [v1.Input(text=v1.Text(text=text)) for text in texts]
+    pairs = _several(text_pair)
+    if len(pairs) != len(texts):
+        raise ValueError(f"{len(texts)} texts and {len(pairs)} text_pairs; give one pair per text")
+    return [v1.Input(text=v1.Text(text=text, text_pair=pair)) for text, pair in zip(texts, pairs, strict=True)]
+
+
+def _several(text: str | Sequence[str]) -> Sequence[str]:
+    return [text] if isinstance(text, str) else text
+
+
+def _parameters(options: Options) -> v1.Parameters:
+    truncation, pooling = options.get("truncation"), options.get("pooling")
+    return v1.Parameters(
+        top_k=options.get("top_k"),
+        threshold=options.get("threshold"),
+        truncation=f"TRUNCATION_{(truncation or 'unspecified').upper()}",
+        pooling=f"POOLING_{(pooling or 'unspecified').upper()}",
+        normalize=options.get("normalize", False),
+        return_logits=options.get("return_logits", False),
+        return_tokens=options.get("return_tokens", False),
+    )

@@ -1,0 +1,100 @@
+"""Stage 0, Adapters: what is registered, where it is, and moving it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from adapterd.v1 import adapters_pb2 as v1
+from server.api.convert import to_name
+from server.api.handlers import Context
+from server.core import AdapterStatus, Tier
+from server.errors import InvalidInput
+from server.primitives import Task
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+
+TASKS: dict[str, v1.Task] = {
+    Task.EMBEDDING.value: v1.TASK_EMBEDDING,
+    Task.CLASSIFICATION.value: v1.TASK_CLASSIFICATION,
+    Task.MULTI_LABEL.value: v1.TASK_MULTI_LABEL,
+    Task.REGRESSION.value: v1.TASK_REGRESSION,
+    Task.TOKEN_CLASSIFICATION.value: v1.TASK_TOKEN_CLASSIFICATION,
+    Task.QUESTION_ANSWERING.value: v1.TASK_QUESTION_ANSWERING,
+}
+TIERS: dict[Tier, v1.Tier] = {
+    Tier.ORIGIN: v1.TIER_ORIGIN,
+    Tier.DISK: v1.TIER_DISK,
+    Tier.HOST: v1.TIER_HOST,
+    Tier.DEVICE: v1.TIER_DEVICE,
+}
+
+
+class Adapters(Protocol):
+    """The part of adapters_cache's facade that this file uses."""
+
+    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]: ...
+    def get(self, name: str) -> AdapterStatus: ...
+    async def load(self, name: str) -> tuple[AdapterStatus, str]: ...
+    async def unload(self, name: str) -> tuple[int, int]: ...
+    async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
+
+
+class AdaptersServicer:
+    """The RPCs of `adapterd.v1.Adapters`, named as in the proto."""
+
+    def __init__(self, adapters: Adapters, base: v1.Base) -> None:
+        self._adapters = adapters
+        self._base = base
+
+    async def List(self, message: v1.ListRequest, context: Context) -> v1.ListResponse:
+        if not 0 <= message.page_size <= MAX_PAGE_SIZE:
+            raise InvalidInput(f"page_size {message.page_size} is not between 0 and {MAX_PAGE_SIZE}")
+        limit = message.page_size or DEFAULT_PAGE_SIZE
+        # One more than asked for tells whether a next page exists. A page token is the last name of its page.
+        page, total = self._adapters.list(prefix=message.name_prefix, after=message.page_token, limit=limit + 1)
+        return v1.ListResponse(
+            adapters=[to_adapter(status) for status in page[:limit]],
+            next_page_token=page[limit - 1].name if len(page) > limit else "",
+            num_adapters=total,
+            base=self._base,
+        )
+
+    async def Get(self, message: v1.GetRequest, context: Context) -> v1.GetResponse:
+        return v1.GetResponse(adapter=to_adapter(self._adapters.get(to_name(message.name))))
+
+    async def Load(self, message: v1.LoadRequest, context: Context) -> v1.LoadResponse:
+        status, previous = await self._adapters.load(to_name(message.name))
+        return v1.LoadResponse(adapter=to_adapter(status), previous_digest=previous)
+
+    async def Unload(self, message: v1.UnloadRequest, context: Context) -> v1.UnloadResponse:
+        host_bytes, device_bytes = await self._adapters.unload(to_name(message.name))
+        return v1.UnloadResponse(host_bytes_freed=host_bytes, device_bytes_freed=device_bytes)
+
+    async def Pin(self, message: v1.PinRequest, context: Context) -> v1.PinResponse:
+        status = await self._adapters.pin(to_name(message.name), message.is_pinned)
+        return v1.PinResponse(adapter=to_adapter(status))
+
+
+def to_adapter(status: AdapterStatus) -> v1.Adapter:
+    message = v1.Adapter(
+        name=status.name,
+        task=TASKS.get(status.task, v1.TASK_UNSPECIFIED),
+        labels=status.labels,
+        host_bytes=status.host_bytes,
+        device_bytes=status.device_bytes,
+        tier=TIERS[status.tier],
+        is_pinned=status.is_pinned,
+        error=status.error,
+    )
+    if status.loaded_at is not None:
+        message.loaded_at.FromNanoseconds(int(status.loaded_at * 1e9))
+    if status.last_used_at is not None:
+        message.last_used_at.FromNanoseconds(int(status.last_used_at * 1e9))
+    if (manifest := status.manifest) is not None:
+        message.digest = manifest.digest
+        message.method = manifest.method
+        message.model_type = manifest.model_type
+        message.hidden_size = manifest.hidden_size
+        message.num_parameters = manifest.num_parameters
+    return message

@@ -1,0 +1,80 @@
+"""Stage 0, registration: gRPC handlers of a service, made from its descriptor.
+
+Messages are parsed here and not by gRPC, and errors become statuses here: a message that does not parse, our
+own errors and unexpected ones all end in a code of `status.py`, never in UNKNOWN with the text of a stack.
+CancelledError passes through: a handler that swallowed it would leak the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from server.api.status import abort, as_adapterd_error
+from server.errors import InvalidInput
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+KINDS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def service_handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    """One handler for all methods of `service`; `servicer` has a coroutine method of the same name for each.
+
+    A streaming method receives an async iterator of messages and answers with `context.write`.
+    """
+    handlers = {method.name: _handler(method, getattr(servicer, method.name)) for method in service.methods}
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _handler(method: MethodDescriptor, call: Callable[..., Awaitable[Any]]) -> grpc.RpcMethodHandler[Any, Any]:
+    parse = _parser(method)
+
+    async def read_and_call(incoming: Any, context: Context) -> Any:
+        message = _parsed(incoming, parse) if method.client_streaming else parse(incoming)
+        return await call(message, context)
+
+    make = KINDS[method.client_streaming, method.server_streaming]
+    return make(_ending_in_status(read_and_call), None, GetMessageClass(method.output_type).SerializeToString)
+
+
+def _parser(method: MethodDescriptor) -> Callable[[bytes], Message]:
+    message_class = GetMessageClass(method.input_type)
+
+    def parse(data: bytes) -> Message:
+        try:
+            return message_class.FromString(data)
+        except DecodeError as error:
+            raise InvalidInput(
+                f"{len(data)} bytes are not a {method.input_type.full_name}; use the protos of adapterd.v1"
+            ) from error
+
+    return parse
+
+
+async def _parsed(incoming: AsyncIterator[bytes], parse: Callable[[bytes], Message]) -> AsyncIterator[Message]:
+    async for data in incoming:
+        yield parse(data)
+
+
+def _ending_in_status(
+    call: Callable[[Any, Context], Awaitable[Any]],
+) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def guarded(request: Any, context: Context) -> Any:
+        try:
+            return await call(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, as_adapterd_error(error))
+
+    return guarded

@@ -1,0 +1,49 @@
+"""Stage 0, health: the standard grpc.health.v1 service.
+
+Our own, because the packaged one forgets the other watchers of a service when one of them leaves, and they
+would never learn that the server drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from server.api.handlers import Context
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class HealthServicer:
+    """One status for the server and all its services."""
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = frozenset(("", *services))
+        self._is_serving = False
+        self._changed = asyncio.Event()
+
+    def set_serving(self, is_serving: bool) -> None:
+        self._is_serving = is_serving
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, message: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        if message.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name")
+        return health_pb2.HealthCheckResponse(status=SERVING if self._is_serving else NOT_SERVING)
+
+    async def Watch(self, message: health_pb2.HealthCheckRequest, context: Context) -> None:
+        while True:
+            changed = self._changed
+            await context.write(health_pb2.HealthCheckResponse(status=self._status(message.service)))
+            await changed.wait()
+
+    def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
+        if service not in self._services:
+            return SERVICE_UNKNOWN
+        return SERVING if self._is_serving else NOT_SERVING

@@ -1,0 +1,66 @@
+"""adapterd list: the adapters of a running server and where each of them is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from adapterd.v1.adapters_pb2 import Adapter
+
+NAME = "list"
+EXAMPLE = "adapterd list --prefix snips"
+MAX_LABELS_SHOWN = 3
+
+
+def run(
+    server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    prefix: Annotated[str, typer.Option(help="Only names that start with this.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
+    """List adapters: name, task, digest, tier, bytes, labels."""
+    from adapterd import Client, Error
+
+    try:
+        with Client(server) as client:
+            adapters = list(client.list(prefix))
+    except Error as error:
+        typer.echo(f"adapterd: {error}", err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        from google.protobuf.json_format import MessageToJson
+
+        for adapter in adapters:
+            typer.echo(MessageToJson(adapter, preserving_proto_field_name=True, indent=None))
+    else:
+        _print_table(adapters)
+
+
+def _print_table(adapters: list[Adapter]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("name", "task", "digest", "tier"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("labels")
+    for adapter in adapters:
+        table.add_row(*_row(adapter))
+    Console().print(table)
+
+
+def _row(adapter: Adapter) -> tuple[str, ...]:
+    from adapterd.v1.adapters_pb2 import Task, Tier
+
+    labels = ", ".join(adapter.labels[:MAX_LABELS_SHOWN])
+    more = len(adapter.labels) - MAX_LABELS_SHOWN
+    return (
+        adapter.name,
+        Task.Name(adapter.task).removeprefix("TASK_").lower() if adapter.task else "",
+        adapter.digest[:12],
+        Tier.Name(adapter.tier).removeprefix("TIER_").lower() + (" (pinned)" if adapter.is_pinned else ""),
+        f"{max(adapter.host_bytes, adapter.device_bytes):,}",
+        adapter.error or labels + (f", {more} more" if more > 0 else ""),
+    )

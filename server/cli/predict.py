@@ -1,0 +1,59 @@
+"""adapterd predict: ask a running server."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from adapterd.v1.inference_pb2 import PredictResponse
+
+NAME = "predict"
+EXAMPLE = 'adapterd predict sst2-sentiment "a fine film"'
+
+
+def run(
+    adapter: Annotated[str, typer.Argument(help='A registered adapter, or "base".')],
+    text: Annotated[list[str] | None, typer.Argument(help="Texts; without any, each line of stdin.")] = None,
+    pair: Annotated[
+        list[str] | None, typer.Option(help="Second segment, one per text: a context, a hypothesis.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Most labels or answers.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least score of a label.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole reply as JSON.")] = False,
+    server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    timeout: Annotated[float, typer.Option(help="Seconds this may take.")] = 30.0,
+) -> None:
+    """Send texts through one adapter and print the answers."""
+    from adapterd import Client, Error
+
+    texts = text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    try:
+        with Client(server) as client:
+            reply = client.predict(adapter, texts, text_pair=pair, top_k=top_k, threshold=threshold, timeout=timeout)
+    except (Error, ValueError) as error:
+        typer.echo(f"adapterd: {error}", err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        from google.protobuf.json_format import MessageToJson
+
+        typer.echo(MessageToJson(reply, preserving_proto_field_name=True))
+    else:
+        _print_table(texts, reply)
+
+
+def _print_table(texts: list[str], reply: PredictResponse) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from server.cli.answers import describe
+
+    table = Table("text", "answer", box=None, pad_edge=False)
+    for text, result in zip(texts, reply.results, strict=True):
+        table.add_row(Text(text), Text(describe(result)))  # Text, because brackets are markup to rich
+    console = Console()
+    console.print(table)
+    console.print(f"{reply.adapter} {reply.digest[:12]}", style="dim", highlight=False)

@@ -1,0 +1,91 @@
+"""adapterd serve: run the server until a signal stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.settings import load_config
+from server.errors import AdapterdError
+
+if TYPE_CHECKING:
+    from server.config import ServerConfig
+
+NAME = "serve"
+EXAMPLE = "adapterd serve --base minilm --adapters examples/adapters --port 50051"
+
+
+def run(
+    config: Annotated[Path | None, typer.Option(help="TOML file; flags override it.")] = None,
+    base: Annotated[str | None, typer.Option(help='"minilm" (embedded), a directory, or a hub id.')] = None,
+    adapters: Annotated[
+        list[Path] | None, typer.Option(help="Folder whose sub-folders are adapters; may be repeated.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="gRPC; 0 takes a free one.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Metrics; 0 takes a free one.")] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other knob: --set cache.device_bytes=67108864", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Serve adapters of one base over gRPC until SIGTERM or Ctrl-C; then answer what was accepted and exit 0."""
+    overrides = {
+        "model.base": base,
+        "model.device": device,
+        "model.dtype": dtype,
+        "cache.adapters": adapters or None,
+        "api.host": host,
+        "api.port": port,
+        "api.http_port": http_port,
+    }
+    set_up_logging()
+    try:
+        run_until_signal(load_config(config, overrides, assign or ()))
+    except AdapterdError as error:
+        typer.echo(f"adapterd: {error.message}", err=True)
+        raise typer.Exit(1) from error
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+
+def run_until_signal(config: ServerConfig) -> None:
+    import uvloop
+
+    uvloop.run(_serve(config))
+
+
+async def _serve(config: ServerConfig) -> None:
+    from server.app import App
+
+    stop = stop_signal()
+    app = App(config)
+    await app.start()
+    try:
+        await stop.wait()
+    finally:
+        await app.stop()
+
+
+def stop_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    return stop

@@ -1,0 +1,158 @@
+"""Both clients against a real gRPC server around a pipeline that the test writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from wire import make_reply, serve_inference_port
+
+from adapterd import AsyncClient, Client, Error, predict_request
+from server.core import Reply, Request, TextInput
+from server.errors import AdapterNotFound, Overloaded
+
+
+class Pipeline:
+    """Answers with the texts; "missing" is not found; refuses the first `num_refusals` requests."""
+
+    def __init__(self, num_refusals: int = 0) -> None:
+        self.requests: list[Request] = []
+        self.num_refusals = num_refusals
+
+    async def __call__(self, request: Request) -> Reply:
+        self.requests.append(request)
+        if request.adapter == "missing":
+            raise AdapterNotFound("no adapter is registered as 'missing'")
+        if len(self.requests) <= self.num_refusals:
+            raise Overloaded("no room", retry_after_s=0.01)
+        return make_reply(request)
+
+
+def labels(outcome: Any) -> list[str]:
+    return [result.classification.labels[0].label for result in outcome.results]
+
+
+async def call_both(port: int, **options: Any) -> AsyncIterator[Any]:
+    """The sync client (each call in a thread), then the async one, behind one interface."""
+    with Client(f"127.0.0.1:{port}", **options) as client:
+        yield lambda method, *args, **kwargs: asyncio.to_thread(getattr(client, method), *args, **kwargs)
+    async with AsyncClient(f"127.0.0.1:{port}", **options) as client_:
+        yield lambda method, *args, **kwargs: getattr(client_, method)(*args, **kwargs)
+
+
+async def test_predict_takes_one_text_or_many() -> None:
+    pipeline = Pipeline()
+    async with serve_inference_port(pipeline) as port:
+        async for call in call_both(port):
+            assert labels(await call("predict", "a", "one")) == ["one"]
+            assert labels(await call("predict", "a", ["one", "two"], text_pair=["p", "q"])) == ["one", "two"]
+    assert pipeline.requests[1] == pipeline.requests[3]
+    assert pipeline.requests[1].inputs == (TextInput("one", "p"), TextInput("two", "q"))
+
+
+async def test_errors_carry_code_reason_and_message() -> None:
+    async with serve_inference_port(Pipeline()) as port:
+        async for call in call_both(port):
+            with pytest.raises(Error) as caught:
+                await call("predict", "missing", "x")
+            error = caught.value
+            assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "ADAPTER_NOT_FOUND")
+            assert error.message == "no adapter is registered as 'missing'" and error.retry_after_s is None
+
+
+async def test_refusals_are_retried_and_others_are_not() -> None:
+    pipeline = Pipeline(num_refusals=2)
+    async with serve_inference_port(pipeline) as port:
+        async for call in call_both(port):
+            pipeline.requests.clear()
+            assert labels(await call("predict", "a", "x")) == ["x"]
+            assert len(pipeline.requests) == 3
+            with pytest.raises(Error):
+                await call("predict", "missing", "x")
+            assert len(pipeline.requests) == 4
+
+
+async def test_without_retries_a_refusal_says_when_to_come_back() -> None:
+    async with serve_inference_port(Pipeline(num_refusals=100)) as port:
+        async for call in call_both(port, max_retries=0):
+            with pytest.raises(Error) as caught:
+                await call("predict", "a", "x")
+            assert caught.value.reason == "OVERLOADED" and caught.value.retry_after_s == 0.01
+
+
+async def test_batch_gives_failures_in_their_place() -> None:
+    requests = [predict_request(name, name) for name in ("a", "missing", "b")]
+    async with serve_inference_port(Pipeline()) as port:
+        async for call in call_both(port):
+            first, second, third = await call("predict_batch", requests)
+            assert (labels(first), labels(third)) == (["a"], ["b"])
+            assert isinstance(second, Error) and second.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_stream_pairs_ids_with_outcomes() -> None:
+    items = [(name, predict_request(name, name)) for name in ("a", "missing", "b")]
+
+    async def later() -> AsyncIterator[Any]:
+        for item in items:
+            await asyncio.sleep(0)
+            yield item
+
+    async with serve_inference_port(Pipeline()) as port:
+        with Client(f"127.0.0.1:{port}") as client:
+            outcomes = [await asyncio.to_thread(lambda: dict(client.predict_stream(items)))]
+        async with AsyncClient(f"127.0.0.1:{port}") as client_:
+            for source in (items, later()):
+                outcomes.append({name: outcome async for name, outcome in client_.predict_stream(source)})
+    for outcome in outcomes:
+        assert (labels(outcome["a"]), labels(outcome["b"])) == (["a"], ["b"])
+        assert isinstance(outcome["missing"], Error)
+
+
+async def test_leaving_a_stream_ends_the_call() -> None:
+    ended = asyncio.Event()
+
+    async def infer(request: Request) -> Reply:
+        if request.adapter == "slow":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+        return make_reply(request)
+
+    items = [("1", predict_request("slow", "x")), ("2", predict_request("fast", "x"))]
+    async with serve_inference_port(infer) as port, AsyncClient(f"127.0.0.1:{port}") as client:
+        stream = client.predict_stream(items)
+        assert (await anext(stream))[0] == "2"
+        await stream.aclose()
+        await ended.wait()
+
+
+async def test_a_router_sees_the_adapter_in_the_metadata() -> None:
+    seen = []
+
+    async def infer(request: Request) -> Reply:
+        return make_reply(request)
+
+    def note(metadata: dict[str, str]) -> None:
+        seen.append(metadata.get("x-adapter"))
+
+    async with serve_inference_port(infer, note) as port:
+        async for call in call_both(port):
+            await call("predict", "sst2", "x")
+            await call("predict", "füße\n", "x")  # no metadata value; the call must go through all the same
+    assert seen == ["sst2", None] * 2
+
+
+def test_as_many_pairs_as_texts_are_required() -> None:
+    with pytest.raises(ValueError, match="2 texts and 1 text_pairs"):
+        predict_request("a", ["x", "y"], text_pair="z")
+
+
+async def test_wait_ready_gives_up_when_nobody_listens() -> None:
+    async with AsyncClient("127.0.0.1:1") as client:
+        with pytest.raises(Error) as caught:
+            await client.wait_ready(timeout=0.1)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED

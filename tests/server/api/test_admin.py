@@ -1,0 +1,91 @@
+"""The Adapters service on a registry that the test writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapterd.v1 import adapters_pb2 as v1
+from server.api.admin import AdaptersServicer
+from server.core import AdapterStatus, Manifest, Tier
+from server.errors import AdapterNotFound, InvalidInput
+
+CONTEXT: Any = None  # the admin methods do not look at it
+
+
+class Registry:
+    """Five names; Get and Load know "a0" only."""
+
+    def __init__(self) -> None:
+        self.names = [f"a{i}" for i in range(5)]
+
+    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]:
+        names = [name for name in self.names if name.startswith(prefix)]
+        page = [AdapterStatus(name, Tier.ORIGIN) for name in names if name > after]
+        return page[:limit], len(names)
+
+    def get(self, name: str) -> AdapterStatus:
+        if name != "a0":
+            raise AdapterNotFound(f"no adapter is registered as {name!r}")
+        manifest = Manifest(name, "d" * 64, "bottleneck", "bert", 32, 1234)
+        return AdapterStatus(name, Tier.DEVICE, manifest, "multi_label", ("x", "y"), 10, 20, True, 1.5, 2.5, "")
+
+    async def load(self, name: str) -> tuple[AdapterStatus, str]:
+        return self.get(name), "before"
+
+    async def unload(self, name: str) -> tuple[int, int]:
+        return 10, 20
+
+    async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
+        return self.get(name)
+
+
+@pytest.fixture
+def servicer() -> AdaptersServicer:
+    return AdaptersServicer(Registry(), v1.Base(name="tiny"))
+
+
+async def test_pages_cover_every_name_once(servicer: AdaptersServicer) -> None:
+    seen, token = [], ""
+    for expected_size in (2, 2, 1):
+        page = await servicer.List(v1.ListRequest(page_size=2, page_token=token), CONTEXT)
+        assert (len(page.adapters), page.num_adapters, page.base.name) == (expected_size, 5, "tiny")
+        seen += [adapter.name for adapter in page.adapters]
+        token = page.next_page_token
+    assert token == "" and seen == ["a0", "a1", "a2", "a3", "a4"]
+
+
+async def test_a_page_that_ends_with_the_list_has_no_next(servicer: AdaptersServicer) -> None:
+    page = await servicer.List(v1.ListRequest(page_size=5), CONTEXT)
+    assert len(page.adapters) == 5 and page.next_page_token == ""
+
+
+@pytest.mark.parametrize("page_size", [-1, 1001])
+async def test_page_size_outside_its_limits_is_refused(servicer: AdaptersServicer, page_size: int) -> None:
+    with pytest.raises(InvalidInput, match=str(page_size)):
+        await servicer.List(v1.ListRequest(page_size=page_size), CONTEXT)
+
+
+async def test_get_tells_all_that_is_known(servicer: AdaptersServicer) -> None:
+    adapter = (await servicer.Get(v1.GetRequest(name="a0"), CONTEXT)).adapter
+    assert (adapter.digest, adapter.method, adapter.num_parameters) == ("d" * 64, "bottleneck", 1234)
+    assert (adapter.task, adapter.tier) == (v1.TASK_MULTI_LABEL, v1.TIER_DEVICE)
+    assert (adapter.host_bytes, adapter.device_bytes, adapter.is_pinned) == (10, 20, True)
+    assert list(adapter.labels) == ["x", "y"]
+    assert adapter.loaded_at.ToMilliseconds() == 1500 and adapter.last_used_at.ToMilliseconds() == 2500
+
+
+async def test_load_tells_the_digest_before(servicer: AdaptersServicer) -> None:
+    reply = await servicer.Load(v1.LoadRequest(name="a0"), CONTEXT)
+    assert reply.previous_digest == "before" and reply.adapter.name == "a0"
+
+
+async def test_unload_tells_the_bytes_given_back(servicer: AdaptersServicer) -> None:
+    reply = await servicer.Unload(v1.UnloadRequest(name="a0"), CONTEXT)
+    assert (reply.host_bytes_freed, reply.device_bytes_freed) == (10, 20)
+
+
+async def test_a_name_is_required(servicer: AdaptersServicer) -> None:
+    with pytest.raises(InvalidInput, match="empty"):
+        await servicer.Get(v1.GetRequest(), CONTEXT)

@@ -1,0 +1,93 @@
+"""What the documents name exists, what exists is documented, and what they show runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from adapterd import Client
+from server.cli.settings import SECTIONS
+from server.metrics import Metrics
+
+ROOT = Path(__file__).parent.parent
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def test_settings_shown_are_all_settings_with_their_defaults() -> None:
+    [block] = re.findall(r"```toml\n(.*?)```", OPERATIONS, re.DOTALL)
+    shown = tomllib.loads(block)
+    for name, section in SECTIONS.items():
+        defaults = {field.name: getattr(section(), field.name) for field in fields(section)}
+        assert shown[name].keys() == defaults.keys()
+        free = {"base", "adapters"}
+        assert {k: v for k, v in shown[name].items() if k not in free} == {
+            k: v for k, v in defaults.items() if k not in free
+        }
+
+
+def test_metrics_shown_are_all_metrics() -> None:
+    shown = set(re.findall(r"`(adapterd_\w+)", OPERATIONS))
+    suffix = {"counter": "_total", "info": "_info"}
+    exported = {metric.name + suffix.get(metric.type, "") for metric in Metrics().registry.collect()}
+    assert shown == exported
+
+
+def test_folders_shown_in_the_readme_exist() -> None:
+    [tree] = re.findall(r"## Layout\n\n```\n(.*?)```", README, re.DOTALL)
+    for line in tree.splitlines():
+        assert (ROOT / line.split("/")[0]).is_dir(), line
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A server with the demo adapters, started as the documents say."""
+    command = [sys.executable, "-m", "server", "serve", "--adapters", "examples/adapters", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--http-port", "0"], cwd=ROOT, stderr=subprocess.PIPE, text=True, bufsize=1
+    ) as server:
+        assert server.stderr is not None
+        lines = iter(server.stderr.readline, "")
+        found = next(match for line in lines if (match := re.search(r"grpc_port=(\d+)", line)))
+        yield int(found[1])
+        server.terminate()
+        server.stderr.read()
+        assert server.wait(30) == 0
+
+
+def test_readme_commands_run(port: int) -> None:
+    commands = re.findall(r"^\.venv/bin/adapterd (.+)$", README, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        arguments = [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', command)]
+        done = subprocess.run(
+            [sys.executable, "-m", "server", *arguments, "--server", f"127.0.0.1:{port}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_readme_client_example_runs(port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(block.replace("127.0.0.1:50051", f"127.0.0.1:{port}"), {})
+    shown = capsys.readouterr().out
+    assert "PlayMusic" in shown and "GetWeather" in shown
+
+
+def test_demo_texts_are_answered_as_expected(port: int) -> None:
+    import json
+
+    with Client(f"127.0.0.1:{port}") as client:
+        for line in (ROOT / "examples" / "demo.jsonl").read_text().splitlines():
+            item = json.loads(line)
+            [result] = client.predict(item["adapter"], item["text"]).results
+            assert result.num_tokens > 2

@@ -1,0 +1,88 @@
+"""A real gRPC server on a free port around a pipeline that the test writes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from adapterd import calls
+from adapterd.v1 import inference_pb2 as v1
+from server.api.handlers import Context, service_handler
+from server.api.servicer import InferenceServicer
+from server.config import ApiConfig
+from server.core import BatchInfo, Classification, LabelScore, Reply, Request, Result, Timings
+from server.metrics import Metrics
+
+Infer = Callable[[Request], Awaitable[Reply]]
+Note = Callable[[dict[str, str]], None]
+
+
+@dataclass
+class FakePipeline:
+    infer: Infer
+
+
+@asynccontextmanager
+async def serve_inference(infer: Infer) -> AsyncIterator[grpc.aio.Channel]:
+    async with serve_inference_port(infer) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def serve_inference_port(infer: Infer, note: Note = lambda metadata: None) -> AsyncIterator[int]:
+    """`note` gets the metadata of every call."""
+
+    class Noting(InferenceServicer):
+        async def Predict(self, message: v1.PredictRequest, context: Context) -> v1.PredictResponse:
+            note(dict(context.invocation_metadata() or ()))  # type: ignore[arg-type]
+            return await super().Predict(message, context)
+
+    config = ApiConfig(max_inputs_per_request=4, max_requests_per_batch=8)
+    service = v1.DESCRIPTOR.services_by_name["Inference"]
+    servicer = Noting(FakePipeline(infer), config, Metrics())
+    async with serve_handlers(service_handler(service, servicer)) as port:
+        yield port
+
+
+@asynccontextmanager
+async def serve_handlers(*handlers: grpc.GenericRpcHandler) -> AsyncIterator[int]:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(0)
+
+
+def make_reply(request: Request) -> Reply:
+    """Each input answered with its own text as the label."""
+    batch = BatchInfo(id=7, num_samples=len(request.inputs), num_tokens=5, num_adapters=1)
+    results = tuple(
+        Result(Classification((LabelScore(getattr(item, "text", "ids"), 1.0),)), 5, False, batch)
+        for item in request.inputs
+    )
+    return Reply(request.adapter, "d1", results, Timings(admit_s=0.001))
+
+
+def request_of(adapter: str, *texts: str) -> v1.PredictRequest:
+    inputs = [v1.Input(text=v1.Text(text=text)) for text in texts]
+    return v1.PredictRequest(adapter=adapter, inputs=inputs)
+
+
+def predict(channel: grpc.aio.Channel) -> Any:
+    return channel.unary_unary(**calls.PREDICT.arguments())
+
+
+def predict_batch(channel: grpc.aio.Channel) -> Any:
+    return channel.unary_unary(**calls.PREDICT_BATCH.arguments())
+
+
+def predict_stream(channel: grpc.aio.Channel) -> Any:
+    return channel.stream_stream(**calls.PREDICT_STREAM.arguments())

@@ -44,7 +44,7 @@ Score = Callable[[Sequence[Tensor], Sequence[Item]], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class DemoTask:
     """One demo adapter: its data, its method in AdapterHub's words, its head, and how it is scored."""
 
     name: str
@@ -64,10 +64,10 @@ def _snips(target: str) -> Callable[[Path], Dataset]:
 
 
 TASKS = (
-    Task("sst2-sentiment", _sst2, "seq_bn[reduction_factor=16]", "classification", "accuracy", 8),
-    Task("snips-intent", _snips("intent"), "double_seq_bn", "classification", "accuracy", 4),
-    Task("snips-slots", _snips("slots"), "seq_bn[reduction_factor=16]", "tagging", "entity F1", 10),
-    Task(
+    DemoTask("sst2-sentiment", _sst2, "seq_bn[reduction_factor=16]", "classification", "accuracy", 8),
+    DemoTask("snips-intent", _snips("intent"), "double_seq_bn", "classification", "accuracy", 4),
+    DemoTask("snips-slots", _snips("slots"), "seq_bn[reduction_factor=16]", "tagging", "entity F1", 10),
+    DemoTask(
         "snips-topics",
         _snips("mentions"),
         "scaled_par_bn[reduction_factor=8]",
@@ -86,7 +86,7 @@ class DemoTrainer:
         self._base: Base = load_base(ModelConfig())
         self._tokenizer = Tokenizer(self._base.tokenizer_path, self._base.info, num_threads=2)
 
-    def train(self, task: Task) -> Card:
+    def train(self, task: DemoTask) -> Card:
         """Train one task with and without its adapter, store the adapter and its card."""
         dataset = task.read(self._data)
         items = {split: self._items(examples, dataset) for split, examples in dataset.splits.items()}
@@ -113,7 +113,7 @@ class DemoTrainer:
         return card
 
     def _fit(
-        self, task: Task, title: str, config: dict[str, Any] | None, dataset: Dataset, items: dict[str, list[Item]]
+        self, task: DemoTask, title: str, config: dict[str, Any] | None, dataset: Dataset, items: dict[str, list[Item]]
     ) -> tuple[float, Checkpoint]:
         info = self._base.info
         head = new_head(task.name, info, task.head_type, dataset.labels, self._seed)
@@ -202,7 +202,7 @@ def token_tags(example: Example, encoding: Encoding) -> list[str]:
     return tags
 
 
-def _scorer(task: Task, dataset: Dataset) -> Score:
+def _scorer(task: DemoTask, dataset: Dataset) -> Score:
     if task.head_type == "tagging":
 
         def tags(rows: Sequence[Tensor], items: Sequence[Item]) -> list[list[str]]:

@@ -16,6 +16,7 @@ from adapterd.v1 import adapters_pb2, inference_pb2
 INFERENCE = "adapterd.v1.Inference"
 ADAPTERS = "adapterd.v1.Adapters"
 DEFAULT_SERVER = "127.0.0.1:50051"
+MAX_MESSAGE_BYTES = 8 << 20  # the server's default for a request
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -80,6 +81,17 @@ def _service_config(max_retries: int) -> str:
     }
     services = [{"service": INFERENCE}, {"service": ADAPTERS}]
     return json.dumps({"methodConfig": [{"name": services, "retryPolicy": retry_policy}]})
+
+
+def require_size(message: Message, max_message_bytes: int) -> None:
+    """Raises Error for what the server would refuse unread; it is not worth sending, and less so several times."""
+    size = message.ByteSize()
+    if size > max_message_bytes:
+        raise Error(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"the request has {size} bytes, the limit is {max_message_bytes}; split it, or raise max_message_bytes "
+            "here and on the server",
+        )
 
 
 def metadata_of(request: Message) -> tuple[tuple[str, str], ...]:

@@ -1,7 +1,8 @@
 """Client and AsyncClient: the same methods, one blocking and one for asyncio.
 
 Messages are those of `adapterd.v1`. A failed call raises `adapterd.Error`; a failed item of a batch or stream
-is given back as one. Refusals for lack of room are retried, see `max_retries`.
+is given back as one. Refusals for lack of room are retried, see `max_retries`. A request beyond
+`max_message_bytes`, which is the server's setting of this name, is not sent.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import grpc.aio
 from adapterd import calls
 from adapterd.calls import Request, Response, Rpc, channel_options, metadata_of, outcome_of
 from adapterd.errors import Error, from_rpc_error
-from adapterd.requests import Options, predict_request, stream_request
+from adapterd.requests import Item, Options, async_stream_messages, predict_request, stream_messages
 from adapterd.v1 import adapters_pb2 as admin
 from adapterd.v1 import inference_pb2 as v1
 
-Item = tuple[str, v1.PredictRequest]
 Outcome = v1.PredictResponse | Error
 
 
@@ -33,7 +33,9 @@ class Client:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         max_retries: int = 3,
+        max_message_bytes: int = calls.MAX_MESSAGE_BYTES,
     ) -> None:
+        self._max_message_bytes = max_message_bytes
         options = channel_options(max_retries)
         self._channel = (
             grpc.secure_channel(server, credentials, options) if credentials else grpc.insecure_channel(server, options)
@@ -55,10 +57,13 @@ class Client:
         return [outcome_of(outcome) for outcome in reply.outcomes]
 
     def predict_stream(self, items: Iterable[Item], *, timeout: float | None = None) -> Iterator[tuple[str, Outcome]]:
-        """(id, outcome) as they finish, for (id, request) as they come. Leaving the loop ends the call."""
-        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
-            map(stream_request, items), timeout=timeout
-        )
+        """(id, outcome) as they finish, for (id, request) as they come. Leaving the loop ends the call.
+
+        An error of `items` is raised once the requests before it are answered.
+        """
+        failures: list[Exception] = []
+        messages = stream_messages(items, self._max_message_bytes, failures)
+        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(messages, timeout=timeout)
         try:
             for message in call:
                 yield message.id, outcome_of(message)
@@ -66,6 +71,8 @@ class Client:
             raise from_rpc_error(error) from error
         finally:
             call.cancel()
+        if failures:
+            raise failures[0]
 
     def list(self, prefix: str = "", *, timeout: float | None = None) -> Iterator[admin.Adapter]:
         """Every adapter whose name starts with `prefix`, by name."""
@@ -114,6 +121,7 @@ class Client:
         self.close()
 
     def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
+        calls.require_size(request, self._max_message_bytes)
         call: grpc.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(**rpc.arguments())
         try:
             return call(request, timeout=timeout, metadata=metadata_of(request))
@@ -130,7 +138,9 @@ class AsyncClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         max_retries: int = 3,
+        max_message_bytes: int = calls.MAX_MESSAGE_BYTES,
     ) -> None:
+        self._max_message_bytes = max_message_bytes
         options = channel_options(max_retries)
         self._channel = (
             grpc.aio.secure_channel(server, credentials, options)
@@ -160,9 +170,12 @@ class AsyncClient:
     ) -> AsyncIterator[tuple[str, Outcome]]:
         """(id, outcome) as they finish, for (id, request) as they come.
 
-        Leave the loop early only inside `contextlib.aclosing`, so that the call ends at once.
+        An error of `items` is raised once the requests before it are answered. Leave the loop early only inside
+        `contextlib.aclosing`, so that the call ends at once.
         """
-        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(_messages(items), timeout=timeout)
+        failures: list[Exception] = []
+        messages = async_stream_messages(items, self._max_message_bytes, failures)
+        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(messages, timeout=timeout)
         try:
             async for message in call:
                 yield message.id, outcome_of(message)
@@ -170,6 +183,8 @@ class AsyncClient:
             raise from_rpc_error(error) from error
         finally:
             call.cancel()
+        if failures:
+            raise failures[0]
 
     async def list(self, prefix: str = "", *, timeout: float | None = None) -> AsyncIterator[admin.Adapter]:
         """Every adapter whose name starts with `prefix`, by name."""
@@ -220,17 +235,9 @@ class AsyncClient:
         await self.close()
 
     async def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
+        calls.require_size(request, self._max_message_bytes)
         call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(**rpc.arguments())
         try:
             return await call(request, timeout=timeout, metadata=metadata_of(request))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-
-
-async def _messages(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[v1.PredictStreamRequest]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield stream_request(item)
-    else:
-        for item in items:
-            yield stream_request(item)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Literal, TypedDict, Unpack
 
+from adapterd.calls import require_size
 from adapterd.v1 import inference_pb2 as v1
+
+Item = tuple[str, v1.PredictRequest]  # the id that the reply will carry, and the request
 
 
 class Options(TypedDict, total=False):
@@ -44,9 +47,35 @@ def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unp
     )
 
 
-def stream_request(item: tuple[str, v1.PredictRequest]) -> v1.PredictStreamRequest:
-    """`item` is the id that the reply will carry, and the request."""
-    return v1.PredictStreamRequest(id=item[0], request=item[1])
+def stream_messages(
+    items: Iterable[Item], max_bytes: int, failures: list[Exception]
+) -> Iterator[v1.PredictStreamRequest]:
+    """`items` for the wire. Their own error ends them and is kept in `failures`; gRPC would turn it into UNKNOWN."""
+    try:
+        for item in items:
+            yield _stream_request(item, max_bytes)
+    except Exception as error:
+        failures.append(error)
+
+
+async def async_stream_messages(
+    items: Iterable[Item] | AsyncIterable[Item], max_bytes: int, failures: list[Exception]
+) -> AsyncIterator[v1.PredictStreamRequest]:
+    try:
+        if isinstance(items, AsyncIterable):
+            async for item in items:
+                yield _stream_request(item, max_bytes)
+        else:
+            for item in items:
+                yield _stream_request(item, max_bytes)
+    except Exception as error:
+        failures.append(error)
+
+
+def _stream_request(item: Item, max_bytes: int) -> v1.PredictStreamRequest:
+    message = v1.PredictStreamRequest(id=item[0], request=item[1])
+    require_size(message, max_bytes)
+    return message
 
 
 def _texts(texts: Sequence[str], text_pair: str | Sequence[str] | None) -> list[v1.Input]:

@@ -7,26 +7,25 @@ read in the origin's threads.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from adapters_cache.build import build_adapter
 from adapters_cache.flight import Flight
-from adapters_cache.formats.checkpoint import Checkpoint
 from adapters_cache.host import HostLease, HostTier
+from adapters_cache.loader import Loader
 from adapters_cache.origin import FolderOrigin
+from adapters_cache.pins import check_pin
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from server.config import CacheConfig
 from server.core import BASE, Adapter, AdapterStatus, BaseInfo, Tier
-from server.errors import AdapterdError, AdapterNotFound, Internal, InvalidInput, Unavailable
+from server.errors import AdapterdError, AdapterNotFound, InvalidInput, Unavailable
 from server.metrics import Metrics
 
-log = logging.getLogger(__name__)
 Page = tuple[list[AdapterStatus], int]
 
 
@@ -43,7 +42,7 @@ class Adapters:
         *,
         pin_memory: bool = False,
     ) -> None:
-        self._config, self._base, self._dtype, self._pin_memory = config, base, dtype, pin_memory
+        self._config = config
         self._residency = residency
         self._metrics = metrics
         self._registry = Registry()
@@ -52,6 +51,16 @@ class Adapters:
             config.adapters,
             max_adapter_bytes=config.max_adapter_bytes,
             max_concurrent_loads=config.max_concurrent_loads,
+            load_timeout_s=config.load_timeout_s,
+        )
+        self._loader = Loader(
+            self._origin,
+            self._host,
+            residency,
+            base,
+            dtype,
+            timeout_s=config.load_timeout_s,
+            pin_memory=pin_memory,
         )
         self._flights: dict[str, Flight] = {}  # the newest of each name
         self._all_flights: set[Flight] = set()
@@ -76,7 +85,9 @@ class Adapters:
     async def ready(self, name: str) -> HostLease:
         """Lease an adapter in host memory, loading it if need be; `base` gives a lease without an adapter.
 
-        Raises AdapterNotFound, AdapterRefused and its kinds, Overloaded, Unavailable if the load takes too long.
+        A name that was loaded stands for that digest until Load moves it: once it has left host memory, the origin must
+        still hold the same. Raises AdapterNotFound, AdapterRefused and its kinds, Overloaded, Unavailable if the load
+        takes too long.
         """
         if name == BASE:
             return HostLease()
@@ -86,16 +97,21 @@ class Adapters:
             self._metrics.cache_hit(Tier.HOST)
             return lease
         self._metrics.cache_miss(Tier.HOST)
-        return await self._join(self._flights.get(name) or self._take_off(record))
+        return await self._join(self._flights.get(name) or self._take_off(record, is_explicit=False))
 
     async def _join(self, flight: Flight) -> HostLease:
         shared = await flight.wait()
         return shared.share()
 
-    def _take_off(self, record: Record) -> Flight:
+    def _take_off(self, record: Record, *, is_explicit: bool) -> Flight:
         """Start reading the origin."""
         record.generation += 1
-        flight = Flight(record.generation, self._load(record, record.generation), lambda it: self._land(record, it))
+        flight = Flight(
+            record.generation,
+            lambda it: self._load(record, it),
+            lambda it: self._land(record, it),
+            is_explicit=is_explicit,
+        )
         self._flights[record.name] = flight
         self._all_flights.add(flight)
         return flight
@@ -105,41 +121,22 @@ class Adapters:
         if self._flights.get(record.name) is flight:
             del self._flights[record.name]
 
-    async def _load(self, record: Record, generation: int) -> HostLease:
-        """Read, verify and lower an adapter, take it into the host tier and move the name to it."""
+    async def _load(self, record: Record, flight: Flight) -> HostLease:
+        """Take an adapter into the host tier and move the name to it."""
         started, outcome = time.monotonic(), "CANCELLED"
         try:
-            lease = await self._read(record)
+            lease = await self._loader.load(record, flight)
             outcome = "ok"
         except AdapterdError as error:
             outcome = error.reason
-            if generation > record.served:
+            if flight.generation > record.served:
                 record.error = error.message
             raise
         finally:
             self._metrics.load_done(Tier.HOST, time.monotonic() - started, outcome)
         assert lease.adapter is not None
-        self._move(record, lease.adapter, generation)
+        self._move(record, lease.adapter, flight.generation)
         return lease
-
-    async def _read(self, record: Record) -> HostLease:
-        limit_s = self._config.load_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                adapter = await self._origin.read(record.source, record.name, self._build)
-                return await self._host.put(adapter)
-        except TimeoutError:
-            raise Unavailable(
-                f"adapter {record.name!r} took longer to load than load_timeout_s {limit_s:g}; try again later"
-            ) from None
-        except AdapterdError:
-            raise
-        except Exception as error:
-            log.exception("adapter %s cannot be loaded", record.name)
-            raise Internal(f"adapter {record.name!r} cannot be loaded: {type(error).__name__}") from error
-
-    def _build(self, checkpoint: Checkpoint) -> Adapter:
-        return build_adapter(checkpoint, self._base, self._dtype, pin_memory=self._pin_memory)
 
     def _move(self, record: Record, adapter: Adapter, generation: int) -> None:
         """Point a name to what was loaded, unless something newer is there; then nobody will find it again."""
@@ -149,6 +146,7 @@ class Adapters:
         head = adapter.spec.head
         record.served = generation
         record.manifest = replace(adapter.manifest, name=record.name)
+        record.sizes = {Tier.HOST: adapter.size_bytes, Tier.DEVICE: self._residency.slot_bytes(adapter)}
         record.task, record.labels = adapter.spec.task.value, head.labels if head else ()
         record.loaded_at, record.error = time.time(), ""
         self._point(record, adapter.digest)
@@ -176,6 +174,14 @@ class Adapters:
         if not (self._registry.is_aliased(digest) or self._host.is_held(digest) or self._unloading[digest]):
             self._residency.doom(digest)
 
+    async def _find(self, name: str) -> Path | None:
+        limit_s = self._config.load_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._origin.find(name)
+        except TimeoutError:
+            raise Unavailable(f"load_timeout_s {limit_s:g} went by looking for {name!r}; try again later") from None
+
     async def load(self, name: str) -> tuple[AdapterStatus, str]:
         """Read the origin again and move the name to what is there; give the digest before, empty if there was none.
 
@@ -183,13 +189,17 @@ class Adapters:
         """
         if name == BASE:
             raise InvalidInput(f"{BASE!r} is the base model itself and always loaded")
-        if (source := await self._origin.find(name)) is not None:
+        if (source := await self._find(name)) is not None:
             self._registry.register(name, source)
         record = self._registry.get(name)
         if source is None:
             raise AdapterNotFound(f"adapter {name!r} is not in any adapter folder any more", adapter=name)
         previous = record.digest
-        (await self._join(self._take_off(record))).release()
+        flight = self._flights.get(name)
+        if flight is None or not flight.is_explicit or flight.has_begun:
+            self._loader.forget_failure(name)
+            flight = self._take_off(record, is_explicit=True)
+        (await self._join(flight)).release()
         return self._status(record), previous
 
     async def unload(self, name: str) -> tuple[int, int]:
@@ -203,6 +213,7 @@ class Adapters:
             return 0, 0
         record.generation += 1  # a load under way serves who waits for it and no one else
         record.served = record.generation
+        self._loader.forget_failure(name)
         self._flights.pop(name, None)
         self._unloading[digest] += 1
         try:
@@ -218,15 +229,26 @@ class Adapters:
             self._forget(digest)
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
-        """Keep an adapter in host memory, and on the device from its first use on; loads it. Or let it go again."""
+        """Keep an adapter in host memory, and on the device from its first use on; loads it. Or let it go again.
+
+        Raises as `ready` does, and Overloaded if the pinned adapters would leave too little to the others.
+        """
         record = self._registry.get(name)
         lease = await self.ready(name) if is_pinned else None
+        try:
+            if is_pinned and not record.is_pinned:
+                budgets = {Tier.HOST: self._host.budget_bytes, Tier.DEVICE: self._residency.budget_bytes}
+                check_pin(record, self._registry.records(), budgets)
+            self._set_pin(record, is_pinned)
+        finally:
+            if lease is not None:
+                lease.release()
+        return self._status(record)
+
+    def _set_pin(self, record: Record, is_pinned: bool) -> None:
         record.is_pinned = is_pinned
         if record.digest:
             self._update_pin(record.digest)
-        if lease is not None:
-            lease.release()
-        return self._status(record)
 
     def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
         """Give a page of statuses by name, and the number of names that start with `prefix`."""

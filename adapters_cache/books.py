@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.core import Adapter, Tier
-from server.errors import Overloaded
+from server.errors import Overloaded, TooLarge
 from server.metrics import Metrics
 
 
@@ -58,8 +58,17 @@ class Books:
         doomed = [entry for entry in self._doomed if entry.adapter.digest == digest]
         return [live, *doomed] if live else doomed
 
+    def check_size(self, size_bytes: int) -> None:
+        """Raises TooLarge for what does not fit into the empty tier."""
+        if size_bytes > self.budget_bytes:
+            name = f"{self.tier.value}_bytes"
+            raise TooLarge(
+                f"the adapter takes {size_bytes} bytes; {name} is {self.budget_bytes}. Raise {name} to serve it"
+            )
+
     def check_fits(self, size_bytes: int) -> None:
-        """Raises Overloaded if no amount of waiting makes room."""
+        """Raises TooLarge if nothing makes room, Overloaded if only unpinning does."""
+        self.check_size(size_bytes)
         pinned = sum(self._entries[digest].size_bytes for digest in self._pinned & self._entries.keys())
         if size_bytes > self.budget_bytes - pinned:
             raise Overloaded(

@@ -13,15 +13,30 @@ from server.errors import Unavailable
 class Flight:
     """A load under way. Callers come and go; the load goes on, and holds its adapter until the last has taken it.
 
-    generation  of the name when the load began
+    generation   of the name when the load was asked for
+    is_explicit  asked for by Load, which moves the name to whatever is there
+    has_begun    somebody has looked at the origin: what changes from now on may be missed
     """
 
-    def __init__(self, generation: int, load: Coroutine[Any, Any, HostLease], on_end: Callable[[Flight], None]) -> None:
+    def __init__(
+        self,
+        generation: int,
+        load: Callable[[Flight], Coroutine[Any, Any, HostLease]],
+        on_end: Callable[[Flight], None],
+        *,
+        is_explicit: bool,
+    ) -> None:
         self.generation = generation
+        self.is_explicit = is_explicit
+        self.has_begun = False
         self._num_waiting = 0
         self._on_end = on_end
-        self._task = asyncio.create_task(load)
+        self._task = asyncio.create_task(load(self))
         self._task.add_done_callback(self._ended)
+
+    def begin(self) -> None:
+        """From any thread."""
+        self.has_begun = True
 
     async def wait(self) -> HostLease:
         """Wait for the load; the lease is the flight's own and lasts until the caller next gives up control.

@@ -71,11 +71,17 @@ class HostTier:
         entry = self._books.find(digest)
         return HostLease(self._books, entry) if entry else None
 
+    def check_size(self, adapter: Adapter) -> None:
+        """Raises TooLarge if the whole tier cannot hold it."""
+        self._books.check_size(adapter.size_bytes)
+
     async def put(self, adapter: Adapter) -> HostLease:
         """Take an adapter in, or find its twin, and lease it. Waits while everything that could go is leased.
 
-        Raises Overloaded if it can never fit.
+        Raises TooLarge if it can never fit, Overloaded if pinned adapters are in the way.
         """
+        if twin := self.acquire(adapter.digest):  # nothing to wait for, whoever is waiting for room
+            return twin
         async with self._putting:
             while (entry := self._books.find(adapter.digest)) is None:
                 self._books.check_fits(adapter.size_bytes)
@@ -104,6 +110,10 @@ class HostTier:
 
     def pin(self, digest: str, is_pinned: bool) -> None:
         self._books.pin(digest, is_pinned)
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._books.budget_bytes
 
     @property
     def used_bytes(self) -> int:

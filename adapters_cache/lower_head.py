@@ -7,6 +7,7 @@ from adapters_cache.formats.checkpoint import HeadCheckpoint
 from adapters_cache.formats.heads import READS_TOKENS
 from adapters_cache.lower_bottleneck import SAME_ACTIVATION
 from server.core import BaseInfo
+from server.errors import UnsupportedConfig
 from server.primitives import Affine, Head, HeadLayer, Task
 
 TASKS = {
@@ -18,8 +19,17 @@ TASKS = {
 
 
 def lower_head(head: HeadCheckpoint, base: BaseInfo, flat: FlatBuilder) -> Head:
-    """Lay out a head's Linears. Raises MalformedCheckpoint unless its tensors are exactly what it describes."""
+    """Lay out a head's Linears.
+
+    Raises MalformedCheckpoint unless its tensors are exactly what it describes, UnsupportedConfig if it reads a pooler
+    that the base lacks.
+    """
     config, source = head.config, TensorSource(head.tensors)
+    if config["use_pooler"] and not base.has_pooler:
+        raise UnsupportedConfig(
+            f"head {head.name!r} has use_pooler true and this base has no pooler; serve it on a base that has one",
+            field="use_pooler",
+        )
     task = TASKS[config["head_type"]]
     if task is Task.CLASSIFICATION and config["num_labels"] == 1:
         task = Task.REGRESSION

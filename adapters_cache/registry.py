@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right, insort
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.core import BASE, Manifest
+from server.core import BASE, Manifest, Tier
 from server.errors import AdapterNotFound, InvalidInput
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -23,7 +24,8 @@ class Record:
 
     generation  of the newest read that was asked for; `served` of the one behind `digest`
     digest      what the name points to; empty while nothing is loaded
-    manifest    of the last successful read, with this name; stays when the adapter is unloaded
+    manifest    of the last successful read, with this name; stays when the adapter is unloaded, as does
+    sizes       the bytes it takes in each tier
     """
 
     name: str
@@ -32,6 +34,7 @@ class Record:
     served: int = 0
     digest: str = ""
     manifest: Manifest | None = None
+    sizes: Mapping[Tier, int] = field(default_factory=dict)
     task: str = ""
     labels: tuple[str, ...] = ()
     is_pinned: bool = False
@@ -74,6 +77,9 @@ class Registry:
                 f"no adapter is registered as {name[:128]!r}; list the adapters for the names there are",
                 adapter=name[:128],
             ) from None
+
+    def records(self) -> Iterable[Record]:
+        return self._records.values()
 
     def page(self, prefix: str, after: str, limit: int) -> tuple[list[Record], int]:
         """Give the first `limit` records behind the name `after`, and how many match in all."""

@@ -85,7 +85,7 @@ class Residency:
     def acquire(self, adapter: Adapter | None) -> SlotLease | None:
         """Lease the slot of `adapter`, placing it if need be; None if there is no room until a lease ends.
 
-        Never waits. Raises Overloaded if the adapter cannot fit however long one waits.
+        Never waits. Raises TooLarge or Overloaded if the adapter cannot fit however long one waits.
         """
         if adapter is None:
             return _BaseLease()
@@ -103,6 +103,14 @@ class Residency:
         self._books.lease(entry)
         self._report()
         return _Lease(self, entry, is_fresh)
+
+    def slot_bytes(self, adapter: Adapter) -> int:
+        """Bytes that `adapter` takes here."""
+        return self._slots.slot_bytes(adapter)
+
+    def check_size(self, adapter: Adapter) -> None:
+        """Raises TooLarge if the empty device cannot hold it."""
+        self._books.check_size(self.slot_bytes(adapter))
 
     def _place(self, adapter: Adapter) -> _Slot | None:
         size_bytes = self._slots.slot_bytes(adapter)
@@ -155,6 +163,10 @@ class Residency:
         self._books.pin(digest, is_pinned)
         if not is_pinned:
             self.on_room()
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._books.budget_bytes
 
     @property
     def used_bytes(self) -> int:

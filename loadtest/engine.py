@@ -28,6 +28,7 @@ from server.model.slots import SlotBank
 from training.parameters import new_checkpoint, new_head
 
 METHOD = "seq_bn[reduction_factor=16]"
+MIN_TOKENS = 8192  # of one measured round
 PADDED, BASE_ONLY, ONE, DISTINCT = "transformers, padded", "base only", "one adapter", "distinct adapters"
 
 
@@ -113,7 +114,7 @@ class _Contenders:
 
     def measure(self, budget: int, tick: Callable[[], None]) -> Row:
         """Every contender in turn, round by round, so that a drifting machine hits all alike."""
-        num_tokens = max(2 * budget, 8192)
+        num_tokens = max(2 * budget, MIN_TOKENS)
         texts = workload.encodings(num_tokens, self._base.info.vocab_size, seed=budget)
         packed = list(workload.batches(texts, budget, workload.packed_cost))
         padded = list(workload.batches(texts, budget, workload.padded_cost))

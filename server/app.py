@@ -82,7 +82,7 @@ class App:
         runner.start()
         started.push_async_callback(asyncio.to_thread, runner.stop)
         residency = Residency(bank, config.cache.device_bytes, metrics)
-        scheduler = Scheduler(config.scheduler, residency.acquire, runner.run, metrics)
+        self.scheduler = scheduler = Scheduler(config.scheduler, residency.acquire, runner.run, metrics)
         residency.on_room = scheduler.notify
         await scheduler.start()
         started.push_async_callback(scheduler.stop)

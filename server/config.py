@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.errors import InvalidInput
 
 MIB = 1 << 20
+MAX_PORT = 65535
+MAX_MESSAGE_BYTES = (1 << 31) - 1  # what gRPC can be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise InvalidInput(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
+        _require_text(self, "base", "device", "backend")
+        _require_at_least(0, self, "num_threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,10 @@ class CacheConfig:
     max_adapter_bytes: int = 512 * MIB  # largest checkpoint file that is read at all
 
     def __post_init__(self) -> None:
-        if self.device_bytes <= 0 or self.host_bytes <= 0:
-            raise InvalidInput(f"device_bytes {self.device_bytes} and host_bytes {self.host_bytes} must be positive")
+        _require_at_least(1, self, "device_bytes", "host_bytes", "max_concurrent_loads", "max_adapter_bytes")
+        _require_seconds(self, "load_timeout_s")
+        if self.load_timeout_s == 0:
+            raise InvalidInput("load_timeout_s 0 must be more than 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +56,8 @@ class SchedulerConfig:
     max_queued_tokens: int = 1 << 20
 
     def __post_init__(self) -> None:
-        if self.max_batch_tokens < 1:
-            raise InvalidInput(f"max_batch_tokens {self.max_batch_tokens} must be at least 1")
+        names = ("max_batch_tokens", "max_batch_samples", "max_queued_samples", "max_queued_tokens")
+        _require_at_least(1, self, *names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,15 @@ class ApiConfig:
     lame_duck_s: float = 0.5  # how long a stopping server still accepts, so that balancers see it leave
     num_tokenizer_threads: int = 2
 
+    def __post_init__(self) -> None:
+        _require_text(self, "host")
+        _require_at_least(0, self, "port", "http_port")
+        _require_at_most(MAX_PORT, self, "port", "http_port")
+        limits = ("max_message_bytes", "max_inputs_per_request", "max_requests_per_batch", "max_in_flight")
+        _require_at_least(1, self, *limits, "num_tokenizer_threads")
+        _require_at_most(MAX_MESSAGE_BYTES, self, "max_message_bytes")
+        _require_seconds(self, "drain_timeout_s", "lame_duck_s")
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
@@ -73,3 +89,28 @@ class ServerConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
+
+
+def _require_at_least(least: int, config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise InvalidInput(f"{name} {getattr(config, name)} must be at least {least}")
+
+
+def _require_at_most(most: int, config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) > most:
+            raise InvalidInput(f"{name} {getattr(config, name)} must be at most {most}")
+
+
+def _require_seconds(config: object, *names: str) -> None:
+    """0 or more, and neither endless nor NaN: the clock's timers take no such number."""
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise InvalidInput(f"{name} {getattr(config, name)} must be a finite number of seconds, 0 or more")
+
+
+def _require_text(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name).strip():
+            raise InvalidInput(f"{name} is empty; leave it out for its default")

@@ -103,6 +103,7 @@ class BaseInfo:
     max_tokens: int
     vocab_size: int
     type_vocab_size: int
+    has_pooler: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ AdapterdError
 ├── AdapterRefused        the adapter exists and cannot be served as it is
 │   ├── WrongBase         made for another base model
 │   ├── MalformedCheckpoint  files missing, truncated, or not what their configuration says
-│   └── UnsupportedConfig    a configuration that cannot be lowered exactly
+│   ├── UnsupportedConfig    a configuration that cannot be lowered exactly
+│   ├── TooLarge          larger than a tier's whole budget; no waiting makes room
+│   └── AdapterChanged    the origin holds something else than what the name was loaded as
 ├── Overloaded            no room now; `retry_after_s` says when to come back
 ├── DeadlineExceeded      out of time before compute
 ├── Unavailable           starting, draining, or the device is gone
@@ -55,6 +57,14 @@ class MalformedCheckpoint(AdapterRefused):
 
 class UnsupportedConfig(AdapterRefused):
     reason = "UNSUPPORTED_CONFIG"
+
+
+class TooLarge(AdapterRefused):
+    reason = "ADAPTER_TOO_LARGE"
+
+
+class AdapterChanged(AdapterRefused):
+    reason = "ADAPTER_CHANGED"
 
 
 class Overloaded(AdapterdError):

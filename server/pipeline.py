@@ -10,7 +10,9 @@ from typing import Protocol
 
 from server.admission import Admission
 from server.core import (
+    BASE,
     Adapter,
+    AdapterStatus,
     Encoding,
     HostLease,
     Reply,
@@ -21,11 +23,15 @@ from server.core import (
 )
 from server.errors import DeadlineExceeded
 from server.metrics import Metrics
-from server.postprocess import shape_result
+from server.postprocess import check_parameters, shape_result
 from server.tokenizer import Tokenizer
+
+# Shaping results of more tokens would keep the event loop from its other callers for milliseconds.
+MAX_INLINE_TOKENS = 256
 
 
 class Adapters(Protocol):
+    def get(self, name: str) -> AdapterStatus: ...
     async def ready(self, name: str) -> HostLease: ...
 
 
@@ -57,16 +63,22 @@ class Pipeline:
         watch = _Stopwatch(request, self.metrics)
         try:
             async with asyncio.timeout_at(request.deadline) as limit, self.admission.enter(request):  # 1
+                if request.adapter != BASE:
+                    self.adapters.get(request.adapter)  # raises: texts for an unknown name are not worth tokenizing
                 watch.lap("admit")
                 with watch.stage("tokenize"):
                     encodings = await self.tokenizer.encode(request.inputs, request.parameters)  # 2
                 with watch.stage("ready"):
                     lease = await self.adapters.ready(request.adapter)  # 3
                 try:
+                    check_parameters(lease.adapter.spec if lease.adapter else None, request.parameters)
                     outputs = await self._compute(request, encodings, lease.adapter)  # 4 and 5
                 finally:
                     lease.release()
-                return self._reply(request, encodings, lease.adapter, outputs, watch)
+                answered = (request, encodings, lease.adapter, outputs, watch)
+                if sum(encoding.num_tokens for encoding in encodings) > MAX_INLINE_TOKENS:
+                    return await asyncio.to_thread(self._reply, *answered)
+                return self._reply(*answered)
         except TimeoutError:
             if limit.expired():
                 raise DeadlineExceeded("the deadline passed before the answer; allow more time") from None

@@ -25,13 +25,20 @@ from server.core import (
     TokenClassification,
     TokenInfo,
 )
-from server.errors import Internal
+from server.errors import Internal, InvalidInput
 from server.primitives import AdapterSpec, Task
 
 DEFAULT_THRESHOLD = 0.5  # of a multi-label head
 MAX_ANSWER_TOKENS = 30
+MAX_ANSWERS = 100
 
 Floats = NDArray[np.float64]
+
+
+def check_parameters(spec: AdapterSpec | None, parameters: Parameters) -> None:
+    """Raises InvalidInput for what this task cannot do; to be called before compute."""
+    if spec and spec.task is Task.QUESTION_ANSWERING and (parameters.top_k or 1) > MAX_ANSWERS:
+        raise InvalidInput(f"top_k {parameters.top_k} exceeds {MAX_ANSWERS}, the limit of answers to one question")
 
 
 def shape_result(output: SampleOutput, encoding: Encoding, spec: AdapterSpec | None, parameters: Parameters) -> Result:
@@ -184,13 +191,15 @@ def _context(encoding: Encoding) -> tuple[NDArray[np.intp], int]:
 def _best_spans(scores: Floats, num_spans: int) -> list[tuple[int, int]]:
     chosen: list[tuple[int, int]] = []
     rows, width = scores.shape
-    for flat in np.argsort(-scores, axis=None, kind="stable"):
-        i = int(flat) // width
-        j = i + int(flat) % width
-        if j < rows and all(j < first or last < i for first, last in chosen):
-            chosen.append((i, j))
-            if len(chosen) == num_spans:
-                break
+    last = np.arange(rows)[:, None] + np.arange(width)
+    left = np.where(last < rows, scores, -1.0)
+    while len(chosen) < num_spans:
+        i, extra = divmod(int(left.argmax()), width)
+        if left[i, extra] < 0:
+            break
+        chosen.append((i, i + extra))
+        near = slice(max(0, i - width + 1), i + extra + 1)  # whatever overlaps starts here and ends at `i` or later
+        left[near][last[near] >= i] = -1.0
     return chosen
 
 

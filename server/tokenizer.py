@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from server.core import BaseInfo, Encoding, Input, Parameters, TextInput, TokenInput, Truncation
 from server.errors import InvalidInput
+
+# Far above what any language needs; without a limit one text keeps a thread busy for seconds, only to be refused.
+MAX_CHARS_PER_TOKEN = 64
+BITE_CHARS = 1 << 16  # characters tokenized between two looks at whether the caller is still there
 
 
 class Tokenizer:
@@ -28,28 +34,37 @@ class Tokenizer:
 
     async def encode(self, inputs: Sequence[Input], parameters: Parameters) -> list[Encoding]:
         """One encoding per input, in order. Raises InvalidInput, which names the input by its index."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._encode, inputs, parameters.truncation)
+        loop, has_left = asyncio.get_running_loop(), threading.Event()
+        try:
+            return await loop.run_in_executor(self._pool, self._encode, inputs, parameters.truncation, has_left)
+        finally:
+            has_left.set()
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        """Ends the threads without waiting: whoever is still in one has been told already that it will not answer."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, inputs: Sequence[Input], truncation: Truncation) -> list[Encoding]:
-        texts = {i: text for i, text in enumerate(inputs) if isinstance(text, TextInput)}
-        for index, text in texts.items():
-            _check_text(index, text)
-        raw = dict(zip(texts, self._tokenize(list(texts.values())), strict=True))
-        return [
-            check_tokens(index, source, self._base)
-            if isinstance(source, TokenInput)
-            else self._read(index, source, raw[index], truncation)
-            for index, source in enumerate(inputs)
-        ]
+    def _encode(self, inputs: Sequence[Input], truncation: Truncation, has_left: threading.Event) -> list[Encoding]:
+        """Bite by bite, so that a caller who has left or an input that is refused ends it soon."""
+        texts: dict[int, TextInput] = {}
+        encodings: dict[int, Encoding] = {}
+        for index, source in enumerate(inputs):
+            if isinstance(source, TokenInput):
+                encodings[index] = check_tokens(index, source, self._base)
+            else:
+                _check_text(index, source)
+                texts[index] = _cut_characters(index, source, self._base.max_tokens * MAX_CHARS_PER_TOKEN, truncation)
+        for bite in _bites(texts):
+            if has_left.is_set():
+                break
+            for (index, text), raw in zip(bite.items(), self._tokenize(list(bite.values())), strict=True):
+                encoding = self._read(index, text, raw, truncation)
+                is_truncated = encoding.is_truncated or text is not inputs[index]
+                encodings[index] = replace(encoding, source=inputs[index], is_truncated=is_truncated)
+        return [encodings[index] for index in sorted(encodings)]
 
     def _tokenize(self, texts: list[TextInput]) -> list[Any]:
         """The library's encodings of whole texts, special tokens included. Runs without the GIL."""
-        if not texts:
-            return []
         if self._backend is None:
             raise InvalidInput(f"the base {self._base.name} has no tokenizer; send token ids instead of text")
         pairs = [text.text if text.text_pair is None else (text.text, text.text_pair) for text in texts]
@@ -68,8 +83,10 @@ class Tokenizer:
         )
         keep = _kept_positions(segments, kept)
         type_ids = raw.type_ids if self._base.type_vocab_size > 1 else [0] * len(segments)
+        ids = _pick(raw.ids, keep)
+        _check_range(index, "token id", ids, self._base.vocab_size)  # a tokenizer may have had tokens added
         return Encoding(
-            input_ids=_pick(raw.ids, keep),
+            input_ids=ids,
             token_type_ids=_pick(type_ids, keep),
             source=source,
             offsets=_pick(raw.offsets, keep),
@@ -115,6 +132,33 @@ def _check_text(index: int, source: TextInput) -> None:
         raise InvalidInput(f"input {index} has an empty text; send at least one character besides white space")
     if source.text_pair is not None and not source.text_pair.strip():
         raise InvalidInput(f"input {index} has an empty text_pair; leave it out if there is none")
+
+
+def _cut_characters(index: int, source: TextInput, limit: int, truncation: Truncation) -> TextInput:
+    """`source` itself if it is short enough, else as much of it as truncation lets go. Raises InvalidInput."""
+    first, second = len(source.text), len(source.text_pair or "")
+    uncut = {Truncation.REFUSE: max(first, second), Truncation.ONLY_SECOND: first, Truncation.LONGEST_FIRST: 0}
+    if uncut[truncation] > limit:
+        remedy = "set truncation" if truncation is Truncation.REFUSE else "cut longest first"
+        raise InvalidInput(
+            f"input {index} has a text of {uncut[truncation]} characters, the limit is {limit}; shorten it or {remedy}"
+        )
+    if max(first, second) <= limit:
+        return source
+    return TextInput(source.text[:limit], source.text_pair and source.text_pair[:limit])
+
+
+def _bites(texts: Mapping[int, TextInput]) -> Iterator[dict[int, TextInput]]:
+    bite: dict[int, TextInput] = {}
+    num_chars = 0
+    for index, text in texts.items():
+        bite[index] = text
+        num_chars += len(text.text) + len(text.text_pair or "")
+        if num_chars >= BITE_CHARS:
+            yield bite
+            bite, num_chars = {}, 0
+    if bite:
+        yield bite
 
 
 def _check_range(index: int, what: str, values: Sequence[int], size: int) -> None:

@@ -1,4 +1,4 @@
-"""Run recorded cases through the serving engine: the real base, cache, scheduler, slots and runner, without the wire.
+"""Run recorded cases through the engine: base, scheduler, device residency, slots and runner, without the wire.
 
 A directory of cases is what `docs/verify.md` describes. `check` answers every case; with `mixed` the rows of all cases
 of one base are shuffled into batches of random sizes, with room for so few adapters that they are evicted throughout.
@@ -7,20 +7,19 @@ of one base are shuffled into batches of random sizes, with room for so few adap
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from adapters_cache.build import build_adapter
-from adapters_cache.formats.adapterhub import read_checkpoint
 from adapters_cache.residency import Residency
+from server.cases import Case, read_arrays, read_case, read_cases
+from server.compare import compare_row, row_outputs, worst
 from server.config import ModelConfig, SchedulerConfig
 from server.core import Adapter, Encoding, Pooling, Sample, SampleOutput, TokenInput
 from server.errors import AdapterdError, InvalidInput, UnsupportedConfig
@@ -28,20 +27,17 @@ from server.metrics import Metrics
 from server.model.base import Base, load_base
 from server.model.runner import Runner
 from server.model.slots import SlotBank
-from server.primitives import Task
 from server.scheduler.scheduler import Scheduler
 
-Arrays = Mapping[str, NDArray[Any]]
-NUM_RESIDENT_MIXED = 4  # adapters that fit while mixing: few, so that eviction never stops
+MAX_RESIDENT_MIXED = 4  # adapters that fit while mixing: few, so that eviction never stops
 MAX_BURST = 33  # rows that arrive together while mixing
-PER_TOKEN = ("last_hidden_state", "start_logits", "end_logits")
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one case. `error` is the worst excess over its tolerance; above 1 the case failed."""
+    """What became of one case. `error` is the worst excess over its tolerance: at most 1, or the case failed."""
 
-    case: Mapping[str, Any]
+    case: Case
     error: float = 0.0
     reason: str = ""
     is_unsupported: bool = False
@@ -53,19 +49,14 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Row:
+    """kept [padded length]: which positions of the recorded batch are this row's tokens."""
+
     case: int
     row: int
+    kept: NDArray[np.bool_]
     encoding: Encoding
     adapter: Adapter | None
-    output: SampleOutput | None = None
-
-
-@dataclass(slots=True)
-class _Group:
-    """The cases of one base."""
-
-    base: str
-    outcomes: list[Outcome] = field(default_factory=list)
+    output: SampleOutput | AdapterdError | None = None
 
 
 def check(
@@ -77,107 +68,71 @@ def check(
     seed: int = 0,
     tolerance: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    metrics: Metrics | None = None,
 ) -> list[Outcome]:
     """Answer every case under `root` that carries `tag`, and compare.
 
     tolerance  multiplies every case's own
     progress   called with (cases done, cases in all) as the work goes on
-    raises     InvalidInput where `root` holds no manifest or no case has the tag
+    metrics    of the engine that answers
+    raises     InvalidInput where `root` holds no manifest, no case has the tag, or an argument makes no sense
     """
-    groups = _read_manifest(root, tag)
-    num_cases = sum(len(group.outcomes) for group in groups)
-    done = 0
+    if not 0 < tolerance < math.inf:
+        raise InvalidInput(f"tolerance {tolerance:g} must be a number above 0; 1 takes every case's own")
+    groups = read_cases(root, tag)
+    num_cases = sum(len(group.cases) for group in groups)
+    outcomes: list[Outcome] = []
     for group in groups:
+        own = [Outcome(case) for case in group.cases]
         try:
             base = load_base(replace(model, base=group.base))
         except UnsupportedConfig as error:
-            for outcome in group.outcomes:
+            for outcome in own:
                 outcome.reason, outcome.is_unsupported = error.message, True
         else:
-            _check_group(root, base, group, mixed, seed)
-            for outcome in group.outcomes:
+            _check_group(root, base, own, mixed, seed, metrics or Metrics())
+            for outcome in own:
                 outcome.error /= tolerance
-        done += len(group.outcomes)
-        progress(done, num_cases)
-    return [outcome for group in groups for outcome in group.outcomes]
+        outcomes += own
+        progress(len(outcomes), num_cases)
+    return outcomes
 
 
-def _read_manifest(root: Path, tag: str) -> list[_Group]:
-    try:
-        manifest = json.loads((root / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{root} holds no readable manifest.json of recorded cases") from error
-    groups: dict[str, _Group] = {}
-    for case in manifest["cases"]:
-        if not tag or tag in case["tags"]:
-            group = groups.setdefault(case["base_dir"], _Group(_base_name(root, case["base_dir"])))
-            group.outcomes.append(Outcome(case))
-    if not groups:
-        tags = sorted({tag for case in manifest["cases"] for tag in case["tags"]})
-        raise InvalidInput(f"no case has the tag {tag!r}; tags here: {', '.join(tags)}")
-    return list(groups.values())
-
-
-def _base_name(root: Path, base_dir: str) -> str:
-    """A folder beside the cases, else what `serve --base` takes."""
-    return str(root / base_dir) if (root / base_dir).is_dir() else base_dir
-
-
-def _check_group(root: Path, base: Base, group: _Group, mixed: bool, seed: int) -> None:
+def _check_group(root: Path, base: Base, outcomes: list[Outcome], mixed: bool, seed: int, metrics: Metrics) -> None:
+    """The cases of one base."""
     rows: list[_Row] = []
-    for index, outcome in enumerate(group.outcomes):
+    for index, outcome in enumerate(outcomes):
         try:
-            adapter = _adapter(root, base, outcome.case)
-            rows += _rows(root, index, outcome.case, adapter)
+            rows += _rows(root, index, outcome.case, _adapter(root, base, outcome.case))
         except UnsupportedConfig as error:
             outcome.reason, outcome.is_unsupported = error.message, True
         except AdapterdError as error:
             outcome.reason = error.message
-    if not rows:
-        return
     if mixed:
         random.Random(seed).shuffle(rows)
-        bursts = _random_bursts(rows, random.Random(seed))
-    else:
-        bursts = _bursts_by_case(rows)
-    answered = asyncio.run(_answer(base, bursts, NUM_RESIDENT_MIXED if mixed else len(rows)))
-    by_case: dict[int, list[_Row]] = {}
-    for row in answered:
-        by_case.setdefault(row.case, []).append(row)
-    for index, own in by_case.items():
-        outcome = group.outcomes[index]
-        outcome.error = _compare(root, outcome.case, sorted(own, key=lambda row: row.row))
+    bursts = _random_bursts(rows, random.Random(seed)) if mixed else _bursts_by_case(rows)
+    num_adapters = len({row.adapter.digest for row in rows if row.adapter})
+    num_resident = max(1, min(MAX_RESIDENT_MIXED, num_adapters // 2) if mixed else num_adapters)
+    asyncio.run(_answer(base, bursts, num_resident, metrics))
+    for index, outcome in enumerate(outcomes):
+        if not outcome.reason:
+            _compare(root, outcome, [row for row in rows if row.case == index])
 
 
-def _adapter(root: Path, base: Base, case: Mapping[str, Any]) -> Adapter | None:
-    """The adapter and head that a case names. Raises UnsupportedConfig for what the engine does not run yet."""
-    composition = case["composition"]
-    for key in ("fusions", "setup_dir", "skip_layers"):
-        if case.get(key):
-            raise UnsupportedConfig(f"{key} is not supported")
-    if isinstance(composition, dict):
-        raise UnsupportedConfig(f"composition {composition['type']} is not supported")
-    if not isinstance(case["head"], str | None):
-        raise UnsupportedConfig("several heads are not supported")
-    if composition is None and case["head"] is None:
-        return None
-    [source] = case["adapters"]
-    head_path = next((root / head["dir"] for head in case["heads"] if head["name"] == case["head"]), None)
-    checkpoint = read_checkpoint(
-        root / source["dir"], name=source["name"], leave_out=source.get("leave_out", ()), head_path=head_path
-    )
-    return build_adapter(checkpoint, base.info, base.dtype, name=source["name"])
+def _adapter(root: Path, base: Base, case: Case) -> Adapter | None:
+    checkpoint = read_case(root, case)
+    return build_adapter(checkpoint, base.info, base.dtype) if checkpoint else None
 
 
-def _rows(root: Path, index: int, case: Mapping[str, Any], adapter: Adapter | None) -> Iterator[_Row]:
-    inputs = load_file(root / case["inputs"])
+def _rows(root: Path, index: int, case: Case, adapter: Adapter | None) -> Iterator[_Row]:
+    inputs = read_arrays(root, case["inputs"], "input_ids", "attention_mask")
     if inputs["input_ids"].ndim != 2:
         raise UnsupportedConfig("multiple choice is not supported")
     for number, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
         kept = mask.astype(bool)
         types = inputs["token_type_ids"][number] if "token_type_ids" in inputs else np.zeros_like(ids)
         row_ids, row_types = tuple(ids[kept].tolist()), tuple(types[kept].tolist())
-        yield _Row(index, number, Encoding(row_ids, row_types, TokenInput(row_ids, row_types)), adapter)
+        yield _Row(index, number, kept, Encoding(row_ids, row_types, TokenInput(row_ids, row_types)), adapter)
 
 
 def _bursts_by_case(rows: list[_Row]) -> list[list[_Row]]:
@@ -196,9 +151,8 @@ def _random_bursts(rows: list[_Row], rng: random.Random) -> list[list[_Row]]:
     return bursts
 
 
-async def _answer(base: Base, bursts: list[list[_Row]], num_resident: int) -> list[_Row]:
-    """Every row with its output; rows of one burst arrive together and share batches."""
-    metrics = Metrics()
+async def _answer(base: Base, bursts: list[list[_Row]], num_resident: int, metrics: Metrics) -> None:
+    """Give every row its output; rows of one burst arrive together and share batches."""
     bank = SlotBank(base.device, base.dtype)
     adapters = {row.adapter.digest: row.adapter for burst in bursts for row in burst if row.adapter}
     largest = max((bank.slot_bytes(adapter) for adapter in adapters.values()), default=1)
@@ -212,10 +166,10 @@ async def _answer(base: Base, bursts: list[list[_Row]], num_resident: int) -> li
         for burst in bursts:
             await asyncio.gather(*(_answer_row(scheduler, row) for row in burst))
         residency.check_integrity()
+        scheduler.check_integrity()
     finally:
         await scheduler.stop()
         runner.stop()
-    return [row for burst in bursts for row in burst]
 
 
 async def _answer_row(scheduler: Scheduler, row: _Row) -> None:
@@ -227,47 +181,39 @@ async def _answer_row(scheduler: Scheduler, row: _Row) -> None:
         deadline=None,
         return_hidden=True,
     )
-    row.output = await scheduler.submit(sample)
+    try:
+        row.output = await scheduler.submit(sample)
+    except AdapterdError as error:  # fails this row's case; the others are answered
+        row.output = error
 
 
-def _compare(root: Path, case: Mapping[str, Any], rows: list[_Row]) -> float:
-    """Worst excess |got - recorded| / (atol + rtol |recorded|) over everything recorded."""
-    recorded = load_file(root / case["outputs"])
-    atol, rtol = case["tolerance"]["atol"], case["tolerance"]["rtol"]
-    errors = [
-        np.max(np.abs(got - want) / (atol + rtol * np.abs(want)), initial=0.0)
-        for row in rows
-        for got, want in _pairs(recorded, row)
-    ]
-    assert errors, f"case {case['id']} records nothing that is compared"
-    return float("nan") if any(np.isnan(error) for error in errors) else float(max(errors))
+def _compare(root: Path, outcome: Outcome, rows: list[_Row]) -> None:
+    """Set the worst excess over the tolerance, or the reason why there is none."""
+    try:
+        recorded = read_arrays(root, outcome.case["outputs"])
+        outcome.error = worst(
+            compare_row(
+                recorded, row.row, row.kept, row_outputs(row.adapter, _answered(row)), outcome.case["tolerance"]
+            )
+            for row in rows
+        )
+    except AdapterdError as error:
+        outcome.reason = error.message
 
 
-def _pairs(recorded: Arrays, row: _Row) -> Iterable[tuple[NDArray[Any], NDArray[Any]]]:
-    """(answer, recorded) of one row: recorded for the row alone if there is that, else its part of the batch."""
-    assert row.output is not None and row.output.hidden is not None
-    answers: dict[str, NDArray[Any]] = {"last_hidden_state": row.output.hidden}
-    if row.output.pooler is not None:
-        answers["pooler_output"] = row.output.pooler
-    if row.adapter and row.adapter.spec.head:
-        answers |= head_outputs(row.adapter, row.output.values)
-    for name, answer in answers.items():
-        if f"row{row.row}.{name}" in recorded:
-            yield answer, recorded[f"row{row.row}.{name}"][0]
-        elif name in recorded:
-            want = recorded[name][row.row]
-            yield answer, want[: len(answer)] if name in PER_TOKEN or answer.ndim == 2 else want
-
-
-def head_outputs(adapter: Adapter, values: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """A head's answer under the names that recorded cases use."""
-    if adapter.spec.task is Task.QUESTION_ANSWERING:
-        return {"start_logits": values[:, 0], "end_logits": values[:, 1]}
-    return {"logits": values}
+def _answered(row: _Row) -> SampleOutput:
+    """Raises what failed the row."""
+    assert row.output is not None
+    if isinstance(row.output, AdapterdError):
+        raise row.output
+    return row.output
 
 
 def answer_alone(base: Base, encodings: Sequence[Encoding], adapter: Adapter | None) -> list[SampleOutput]:
-    """The engine's answer to each input in a batch of its own."""
-    rows = [_Row(0, number, encoding, adapter) for number, encoding in enumerate(encodings)]
-    answered = asyncio.run(_answer(base, [[row] for row in rows], num_resident=1))
-    return [row.output for row in answered if row.output is not None]
+    """The engine's answer to each input in a batch of its own. Raises what failed one."""
+    rows = [
+        _Row(0, number, np.ones(encoding.num_tokens, bool), encoding, adapter)
+        for number, encoding in enumerate(encodings)
+    ]
+    asyncio.run(_answer(base, [[row] for row in rows], 1, Metrics()))
+    return [_answered(row) for row in rows]

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from server.core import (
     Adapter,
+    AdapterStatus,
     BaseInfo,
     Batch,
     BatchInfo,
@@ -18,9 +19,10 @@ from server.core import (
     Pooling,
     Sample,
     SampleOutput,
+    Tier,
     TokenInput,
 )
-from server.errors import AdapterdError
+from server.errors import AdapterdError, AdapterNotFound
 from server.primitives import AdapterSpec, Affine, Head, HeadLayer, Task, TensorSlice
 
 TOKEN_TASKS = (Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING)
@@ -98,6 +100,11 @@ class FakeAdapters:
     @property
     def num_leased(self) -> int:
         return sum(lease.num_releases == 0 for lease in self.leases)
+
+    def get(self, name: str) -> AdapterStatus:
+        if isinstance(self.errors.get(name), AdapterNotFound):
+            raise self.errors[name]
+        return AdapterStatus(name, Tier.ORIGIN)
 
     async def ready(self, name: str) -> FakeHostLease:
         await self.gate.wait()

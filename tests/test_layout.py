@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server.model",
         "adapters_cache",
     ),
-    ("server.pipeline",),
+    ("server.pipeline", "server.cases", "server.compare"),
     ("server.api", "server.verify"),
     ("server.app", "server.record"),
     ("server.cli",),

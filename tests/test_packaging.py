@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -13,6 +16,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
 )
+OURS = ("adapterd", "server", "adapters_cache", "training", "loadtest")
+BROUGHT_ALONG = ("huggingface_hub", "click")  # by transformers, by typer
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -23,7 +28,7 @@ def canonical(name: str) -> str:
 def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
     pins = {canonical(name): version for name, version in PINS.items()}
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["demo"], *extras["dev"]]:
+    for text in [*PROJECT["dependencies"], *chain(*extras.values())]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[canonical(requirement.name)]), text
 
@@ -46,3 +51,13 @@ def test_everything_the_dockerfile_copies_is_let_through_and_exists() -> None:
         for source in sources.split():
             assert source.split("/")[0] in let_through, source
             assert (ROOT / source).exists(), source
+
+
+def test_every_library_that_is_imported_is_required() -> None:
+    extras = PROJECT["optional-dependencies"]
+    required = {canonical(Requirement(text).name) for text in chain(PROJECT["dependencies"], *extras.values())}
+    homes = packages_distributions()
+    for path in (path for package in OURS for path in (ROOT / package).rglob("*.py")):
+        for name in set(re.findall(r"^ *(?:from|import) (\w+)", path.read_text(), re.M)):
+            if name not in {*sys.stdlib_module_names, *OURS, *BROUGHT_ALONG}:
+                assert required & {canonical(home) for home in homes[name]}, f"{path.name} imports {name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
@@ -16,7 +16,7 @@ from adapters_cache.formats.checkpoint import Checkpoint, HeadCheckpoint
 from adapters_cache.formats.configs import canonical_config
 from adapters_cache.formats.heads import file_config, head_file_keys, read_head
 from adapters_cache.formats.keys import adapter_tensors, drop_aliases, file_keys, with_aliases, without_layers
-from adapters_cache.formats.pickles import read_pickle
+from adapters_cache.formats.pickles import TIMEOUT_S, read_pickle
 from adapters_cache.formats.safe_file import read_json, read_safetensors
 from server.config import CacheConfig
 from server.core import BaseInfo
@@ -28,6 +28,13 @@ HEAD_FILES = ("model_head.safetensors", "pytorch_model_head.bin")
 VERSION = "adapters.1.3.0"  # of the layout that is written here
 DEFAULT_MAX_BYTES = CacheConfig().max_adapter_bytes
 T = TypeVar("T")
+
+
+class _Limits(NamedTuple):
+    """For each tensor file."""
+
+    max_bytes: int
+    pickle_timeout_s: float
 
 
 def is_adapter(path: Path) -> bool:
@@ -42,6 +49,7 @@ def read_checkpoint(
     leave_out: Collection[int] = (),
     head_path: Path | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    pickle_timeout_s: float = TIMEOUT_S,
 ) -> Checkpoint:
     """Read the adapter and the head of a directory; either may be missing.
 
@@ -49,14 +57,16 @@ def read_checkpoint(
     leave_out  layers to drop besides those that the configuration leaves out
     head_path  a directory whose head replaces the adapter's own
     max_bytes  limit for each tensor file
+    pickle_timeout_s  for each `.bin` file
     Reads files, and may wait for another process: not on the event loop. Raises MalformedCheckpoint, UnsupportedConfig.
     """
     head_path = head_path or path
+    limits = _Limits(max_bytes, pickle_timeout_s)
     if not is_adapter(path):
         raise MalformedCheckpoint(f"neither {ADAPTER_CONFIG} nor {HEAD_CONFIG} is there")
-    adapter = _read_adapter(path, leave_out, max_bytes) if (path / ADAPTER_CONFIG).is_file() else None
+    adapter = _read_adapter(path, leave_out, limits) if (path / ADAPTER_CONFIG).is_file() else None
     own_name = adapter.name if adapter else (name or path.name)
-    head = _read_head(head_path, own_name, max_bytes) if (head_path / HEAD_CONFIG).is_file() else None
+    head = _read_head(head_path, own_name, limits) if (head_path / HEAD_CONFIG).is_file() else None
     if head is None:
         assert adapter is not None
         found = adapter
@@ -82,14 +92,14 @@ def _check_same_base(adapter: Checkpoint, head: Checkpoint) -> None:
             )
 
 
-def _read_adapter(path: Path, leave_out: Collection[int], max_bytes: int) -> Checkpoint:
+def _read_adapter(path: Path, leave_out: Collection[int], limits: _Limits) -> Checkpoint:
     envelope = read_json(path / ADAPTER_CONFIG)
     name = _field(envelope, "name", str, ADAPTER_CONFIG)
     model_type = _field(envelope, "model_type", str, ADAPTER_CONFIG)
     hidden_size = _field(envelope, "hidden_size", int, ADAPTER_CONFIG)
     # a configuration that cannot be served is refused by name before its tensors are even looked at
     canonical_config(envelope, has_invertible=True)
-    tensors = adapter_tensors(_read_tensors(path, ADAPTER_FILES, max_bytes), model_type, name)
+    tensors = adapter_tensors(_read_tensors(path, ADAPTER_FILES, limits), model_type, name)
     has_invertible = any(key.startswith("invertible_adapters.") for key in tensors)
     config = canonical_config(envelope, has_invertible=has_invertible)
     tensors = drop_aliases(tensors, **_alias_flags(config))
@@ -99,20 +109,20 @@ def _read_adapter(path: Path, leave_out: Collection[int], max_bytes: int) -> Che
     return Checkpoint(name, model_type, hidden_size, config, tensors, None, _fingerprint(envelope))
 
 
-def _read_head(path: Path, name: str, max_bytes: int) -> Checkpoint:
+def _read_head(path: Path, name: str, limits: _Limits) -> Checkpoint:
     envelope = read_json(path / HEAD_CONFIG)
     model_type = _field(envelope, "model_type", str, HEAD_CONFIG)
     hidden_size = _field(envelope, "hidden_size", int, HEAD_CONFIG)
-    head = read_head(envelope, _read_tensors(path, HEAD_FILES, max_bytes), name)
+    head = read_head(envelope, _read_tensors(path, HEAD_FILES, limits), name)
     return Checkpoint(head.name, model_type, hidden_size, None, {}, head, _fingerprint(envelope))
 
 
-def _read_tensors(path: Path, names: tuple[str, str], max_bytes: int) -> dict[str, Tensor]:
+def _read_tensors(path: Path, names: tuple[str, str], limits: _Limits) -> dict[str, Tensor]:
     safe, pickled = (path / name for name in names)
     if safe.exists():
-        return read_safetensors(safe, max_bytes)
+        return read_safetensors(safe, limits.max_bytes)
     if pickled.exists():
-        return read_pickle(pickled, max_bytes)
+        return read_pickle(pickled, limits.max_bytes, limits.pickle_timeout_s)
     raise MalformedCheckpoint(f"there is a configuration, but neither {names[0]} nor {names[1]}", file=names[0])
 
 

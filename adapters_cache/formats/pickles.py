@@ -18,19 +18,18 @@ from torch import Tensor
 from adapters_cache.formats.safe_file import MAX_HEADER_BYTES, read_bytes, read_safetensors
 from server.errors import MalformedCheckpoint, Unavailable
 
-TIMEOUT_S = 60.0  # for one file; the first one also pays for starting the worker
+TIMEOUT_S = 15.0  # for one file; the first one also pays for starting the worker
 MAX_REPLY_BYTES = 4096
 
 
 class PickleReader:
     """One worker process, started by the first file and replaced when it hangs or dies. Safe from any thread."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._worker: subprocess.Popen[bytes] | None = None
 
-    def read(self, path: Path, max_bytes: int) -> dict[str, Tensor]:
+    def read(self, path: Path, max_bytes: int, timeout_s: float = TIMEOUT_S) -> dict[str, Tensor]:
         """Give the finite floating point tensors of a `.bin` file.
 
         Raises MalformedCheckpoint for anything but a plain dictionary of tensors, and when the worker takes too long.
@@ -41,7 +40,7 @@ class PickleReader:
             source.write_bytes(data)  # a copy: the file that was measured is the file that is converted
             del data
             with self._lock:
-                reason = self._convert(source, target, max_bytes)
+                reason = self._convert(source, target, max_bytes, timeout_s)
             if reason is not None:
                 raise MalformedCheckpoint(f"{path.name} {reason}", file=path.name)
             tensors = read_safetensors(target, max_bytes + MAX_HEADER_BYTES + 8)
@@ -54,26 +53,26 @@ class PickleReader:
         with self._lock:
             self._stop()
 
-    def _convert(self, source: Path, target: Path, max_bytes: int) -> str | None:
+    def _convert(self, source: Path, target: Path, max_bytes: int, timeout_s: float) -> str | None:
         request = {"source": str(source), "target": str(target), "max_bytes": max_bytes}
         line = json.dumps(request).encode() + b"\n"
         for _ in range(2):  # a worker that was idle may end just as the line is written
             try:
-                error = self._exchange(self._start(), line).get("error")
+                error = self._exchange(self._start(), line, timeout_s).get("error")
                 return None if error is None else str(error)
             except TimeoutError:
                 self._stop()
-                return f"took longer than {self._timeout_s:g} s to convert"
+                return f"took longer than {timeout_s:g} s to convert"
             except OSError:
                 self._stop()
         return "made its reader process end"
 
-    def _exchange(self, worker: subprocess.Popen[bytes], request: bytes) -> dict[str, object]:
+    def _exchange(self, worker: subprocess.Popen[bytes], request: bytes, timeout_s: float) -> dict[str, object]:
         """Send one line, receive one. Raises TimeoutError, OSError when the worker is gone."""
         assert worker.stdin is not None and worker.stdout is not None
         worker.stdin.write(request)
         worker.stdin.flush()
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + timeout_s
         line = b""
         with selectors.DefaultSelector() as selector:
             selector.register(worker.stdout, selectors.EVENT_READ)
@@ -122,6 +121,6 @@ _shared = PickleReader()
 atexit.register(_shared.close)
 
 
-def read_pickle(path: Path, max_bytes: int) -> dict[str, Tensor]:
+def read_pickle(path: Path, max_bytes: int, timeout_s: float = TIMEOUT_S) -> dict[str, Tensor]:
     """Read through the worker that the whole process shares. Raises as `PickleReader.read` does."""
-    return _shared.read(path, max_bytes)
+    return _shared.read(path, max_bytes, timeout_s)

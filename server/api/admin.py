@@ -7,7 +7,7 @@ from typing import Protocol
 from adapterd.v1 import adapters_pb2 as v1
 from server.api.convert import to_name
 from server.api.handlers import Context
-from server.core import AdapterStatus, Tier
+from server.core import BASE, AdapterStatus, Tier
 from server.errors import InvalidInput
 from server.primitives import Task
 
@@ -61,19 +61,26 @@ class AdaptersServicer:
         )
 
     async def Get(self, message: v1.GetRequest, context: Context) -> v1.GetResponse:
-        return v1.GetResponse(adapter=to_adapter(self._adapters.get(to_name(message.name))))
+        return v1.GetResponse(adapter=to_adapter(self._adapters.get(_name(message.name))))
 
     async def Load(self, message: v1.LoadRequest, context: Context) -> v1.LoadResponse:
-        status, previous = await self._adapters.load(to_name(message.name))
+        status, previous = await self._adapters.load(_name(message.name))
         return v1.LoadResponse(adapter=to_adapter(status), previous_digest=previous)
 
     async def Unload(self, message: v1.UnloadRequest, context: Context) -> v1.UnloadResponse:
-        host_bytes, device_bytes = await self._adapters.unload(to_name(message.name))
+        host_bytes, device_bytes = await self._adapters.unload(_name(message.name))
         return v1.UnloadResponse(host_bytes_freed=host_bytes, device_bytes_freed=device_bytes)
 
     async def Pin(self, message: v1.PinRequest, context: Context) -> v1.PinResponse:
-        status = await self._adapters.pin(to_name(message.name), message.is_pinned)
+        status = await self._adapters.pin(_name(message.name), message.is_pinned)
         return v1.PinResponse(adapter=to_adapter(status))
+
+
+def _name(name: str) -> str:
+    """Of an adapter that can be moved. Raises InvalidInput for the base, as for what is no name."""
+    if name == BASE:
+        raise InvalidInput(f"{BASE!r} is the base model itself and always loaded")
+    return to_name(name)
 
 
 def to_adapter(status: AdapterStatus) -> v1.Adapter:

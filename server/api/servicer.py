@@ -19,6 +19,8 @@ from server.core import Reply, Request, Timings
 from server.errors import AdapterdError, InvalidInput
 from server.metrics import Metrics
 
+CLOCK_S = 0.02
+
 
 class Pipeline(Protocol):
     async def infer(self, request: Request) -> Reply: ...
@@ -71,6 +73,12 @@ class InferenceServicer:
             reply = await self._pipeline.infer(to_request(message, self._config, deadline))
             timings, code = reply.timings, grpc.StatusCode.OK
             return to_response(reply)
+        except asyncio.CancelledError:
+            code = _code_of_leaving(deadline, started)
+            raise
+        except AdapterdError as error:
+            code = code_of(error)
+            raise
         except Exception as error:
             known = as_adapterd_error(error)
             code = code_of(known)
@@ -83,6 +91,16 @@ def deadline_of(context: Context) -> float | None:
     """The call's deadline on the clock of `time.monotonic`; None if it has none."""
     remaining = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
+
+
+def _code_of_leaving(deadline: float | None, started: float) -> grpc.StatusCode:
+    """Why gRPC cancelled a call: its time is up, or its caller left.
+
+    A caller's own clock may be ahead by the way here and by the hundredth that gRPC rounds a timeout up to.
+    """
+    if deadline is not None and time.monotonic() >= deadline - CLOCK_S - (deadline - started) / 100:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
 
 
 def _earlier(deadline: float | None, message: v1.PredictStreamRequest) -> float | None:

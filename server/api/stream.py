@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from server.errors import InvalidInput
+
 # Beyond this many unanswered messages a stream is not read on: the caller feels it as HTTP/2 back pressure.
 MAX_IN_FLIGHT = 64
 
@@ -21,7 +23,8 @@ async def answer_stream(
 ) -> None:
     """Answer every message; returns when the caller has sent all and each reply is written.
 
-    However it ends (a broken stream, a cancelled call, an error of `messages`), no child task outlives it.
+    What is no message ends the reading: those before it are answered, then its InvalidInput is raised. However else it
+    ends (a broken stream, a cancelled call, another error of `messages`), no child task outlives it.
     """
     room = asyncio.Semaphore(max_in_flight)
     replies: asyncio.Queue[Out | None] = asyncio.Queue()  # bounded by `room`
@@ -31,13 +34,16 @@ async def answer_stream(
         replies.put_nowait(await answer(message))
 
     async def read() -> None:
-        async for message in messages:
-            await room.acquire()
-            child = asyncio.create_task(reply_to(message))
-            children.add(child)
-            child.add_done_callback(children.discard)
-        if children:
-            await asyncio.wait(children)
+        try:
+            async for message in messages:
+                await room.acquire()
+                child = asyncio.create_task(reply_to(message))
+                children.add(child)
+                child.add_done_callback(children.discard)
+        except InvalidInput:
+            await _all(children)
+            raise
+        await _all(children)
 
     reader = asyncio.create_task(read())
     reader.add_done_callback(lambda _: replies.put_nowait(None))
@@ -53,4 +59,10 @@ async def answer_stream(
 async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks)
+    await _all(tasks)
+
+
+async def _all(tasks: set[asyncio.Task[None]]) -> None:
+    """Until every one has ended, however."""
+    if tasks:
+        await asyncio.wait(tasks)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,7 +67,7 @@ def run(
         "api.http_port": free if http_port is None else http_port,
     }
     try:
-        cases = list(_read_cases(texts))
+        cases = list(read_cases(texts))
         exit_code = uvloop.run(_demo(load_config(None, overrides), cases, once))
     except AdapterdError as error:
         typer.echo(f"adapterd: {error.message}", err=True)
@@ -74,35 +75,65 @@ def run(
     raise typer.Exit(exit_code)
 
 
-def _read_cases(path: Path) -> Iterator[Case]:
+def read_cases(path: Path) -> Iterator[Case]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} cannot be read; name a file with --texts") from error
-    for line in lines:
-        fields: dict[str, Any] = json.loads(line)
-        expect = fields.get("expect", [])
-        labels = frozenset([expect] if isinstance(expect, str) else expect)
-        yield Case(fields["adapter"], fields["text"], fields.get("text_pair"), labels)
+    if not any(line.strip() for line in lines):
+        raise InvalidInput(f"{path} holds no texts; name another file with --texts")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield _read_case(f"{path}, line {number}", line)
+
+
+def _read_case(place: str, line: str) -> Case:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise InvalidInput(f"{place} is not JSON: {error}") from error
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) for name in ("adapter", "text")):
+        raise InvalidInput(f'{place} is not of the form {{"adapter": "...", "text": "..."}}')
+    expect, pair = fields.get("expect", []), fields.get("text_pair")
+    labels = [expect] if isinstance(expect, str) else expect
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise InvalidInput(f"{place}: expect {expect!r} is neither a label nor a list of labels")
+    if not isinstance(pair, str | None):
+        raise InvalidInput(f"{place}: text_pair {pair!r} is not a text")
+    return Case(fields["adapter"], fields["text"], pair, frozenset(labels))
 
 
 async def _demo(config: ServerConfig, cases: list[Case], once: bool) -> int:
     from server.app import App
     from server.cli.demo_table import print_header, print_how_to_call, print_rows
 
+    stop = stop_signal()
     app = App(config)
     await app.start()
     try:
         print_header(app.base)
-        rows = await _ask(app, cases)
+        rows = await _unless(stop, _ask(app, cases))
+        if rows is None:
+            return 1
         num_wrong = print_rows(rows)
         if not once:
-            stop = stop_signal()
             print_how_to_call(cases[0], app.grpc_port, app.http_port)
             await stop.wait()
     finally:
         await app.stop()
     return 1 if num_wrong else 0
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, list[Row]]) -> list[Row] | None:
+    """What `work` gives, or None if `stop` is set first."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if working.done():
+        return working.result()
+    working.cancel()
+    await asyncio.wait({working})
+    return None
 
 
 async def _ask(app: App, cases: list[Case]) -> list[Row]:

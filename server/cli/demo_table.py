@@ -36,11 +36,11 @@ def print_rows(rows: list[Row]) -> int:
     for row in rows:
         table.add_row(*_cells(row))
     console.print(table)
-    num_wrong = sum(not _is_right(row) for row in rows)
+    num_wrong = sum(not is_right(row) for row in rows)
     if num_wrong:
         console.print(f"\n[bold red]{num_wrong} of {len(rows)} answers failed or are not what was expected[/]")
         for row in rows:
-            if not _is_right(row):
+            if not is_right(row):
                 _print_wrong(row)
     else:
         console.print(f"\n{len(rows)} answers, all as expected")
@@ -71,14 +71,14 @@ def _cells(row: Row) -> tuple[str | Text, ...]:
         row.case.adapter,
         row.outcome.digest[:12],
         Text(row.case.text),  # Text, because brackets are markup to rich
-        Text(describe(result, max_labels=1), style="" if _is_right(row) else "red"),
+        Text(describe(result, max_labels=1), style="" if is_right(row) else "red"),
         f"{row.milliseconds:.1f}",
         str(result.batch.id),
         str(result.batch.num_adapters),
     )
 
 
-def _is_right(row: Row) -> bool:
+def is_right(row: Row) -> bool:
     return not isinstance(row.outcome, Error) and row.case.expect <= set(labels_of(row.outcome.results[0]))
 
 

@@ -16,7 +16,12 @@ EXAMPLE = "adapterd verify my-cases --mixed --seed 1"
 MAX_REASONS = 12
 
 
+CHECK_ONLY = ("tag", "mixed", "dtype", "tolerance")
+RECORD_ONLY = ("base", "adapters", "texts")
+
+
 def run(
+    context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="Folder with manifest.json; with --record, where to write it.")],
     tag: Annotated[str, typer.Option(help="Only cases that carry this tag.")] = "",
     mixed: Annotated[bool, typer.Option("--mixed", help="Shuffle the rows of all cases into mixed batches.")] = False,
@@ -29,13 +34,14 @@ def run(
     adapters: Annotated[Path | None, typer.Option(help="With --record: folder of adapters.")] = None,
     texts: Annotated[Path | None, typer.Option(help="With --record: a text per line. Default: random tokens.")] = None,
 ) -> None:
-    """Check that the engine answers as recorded. Exit code 1 if any case failed.
+    """Check that the engine answers as recorded. Exit code 1 if any case failed, 2 if nothing could be checked.
 
     Alone, each case is a batch; with --mixed, rows of all cases ride together while adapters are evicted throughout.
     """
     from server.errors import AdapterdError
 
     try:
+        _refuse(context, *(("with", CHECK_ONLY) if record else ("without", RECORD_ONLY)))
         if record:
             _record(directory, base, adapters, texts, device, seed)
         else:
@@ -43,6 +49,16 @@ def run(
     except AdapterdError as error:
         typer.echo(f"adapterd: {error.message}", err=True)
         raise typer.Exit(2) from error
+
+
+def _refuse(context: typer.Context, where: str, names: Sequence[str]) -> None:
+    """Raises InvalidInput for options that would be ignored."""
+    from server.errors import InvalidInput
+
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [f"--{name}" for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise InvalidInput(f"{', '.join(given)} cannot be used {where} --record")
 
 
 def _check(directory: Path, tag: str, mixed: bool, seed: int, device: str, dtype: str, tolerance: float) -> None:
@@ -74,11 +90,27 @@ def _record(directory: Path, base: str, adapters: Path | None, texts: Path | Non
 
     if adapters is None:
         raise InvalidInput("--record needs --adapters, a folder whose sub-folders are adapters")
-    lines = texts.read_text(encoding="utf-8").splitlines() if texts else []
-    num_cases = record(
-        directory, ModelConfig(base=base, device=device), adapters, [t for t in lines if t.strip()], seed
+    recorded = record(directory, ModelConfig(base=base, device=device), adapters, _lines(texts) if texts else [], seed)
+    typer.echo(
+        f"recorded {recorded.num_cases} cases in {directory}; check them with: adapterd verify {directory} --mixed"
     )
-    typer.echo(f"recorded {num_cases} cases in {directory}; check them with: adapterd verify {directory} --mixed")
+    for folder, reason in recorded.left_out.items():
+        typer.echo(f"left out: {folder}: {reason}", err=True)
+    if recorded.left_out:
+        raise typer.Exit(1)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank. Raises InvalidInput where there are none."""
+    from server.errors import InvalidInput
+
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read as UTF-8 text") from error
+    if not lines:
+        raise InvalidInput(f"{path} holds no text; leave --texts out for random tokens")
+    return lines
 
 
 def _print(outcomes: Sequence[Outcome]) -> None:
@@ -106,10 +138,12 @@ def _print(outcomes: Sequence[Outcome]) -> None:
 
 
 def _counts(group: Sequence[Outcome]) -> tuple[str, ...]:
+    from server.compare import worst
+
     failed = sum(outcome.is_failed for outcome in group)
     unsupported = sum(outcome.is_unsupported for outcome in group)
-    worst = max((outcome.error for outcome in group if not outcome.is_unsupported), default=0.0)
-    return str(len(group) - failed - unsupported), str(failed), str(unsupported), f"{worst:.3f}"
+    error = worst(outcome.error for outcome in group if not outcome.is_unsupported)
+    return str(len(group) - failed - unsupported), str(failed), str(unsupported), f"{error:.3f}"
 
 
 def _print_reasons(echo: object, title: str, chosen: Sequence[Outcome]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +74,10 @@ def load_base(config: ModelConfig) -> Base:
     device, dtype = _device(config.device), getattr(torch, config.dtype)
     if device.type == "cpu" and config.num_threads:
         torch.set_num_threads(config.num_threads)
-    model, info = AutoModel.from_pretrained(
-        source, dtype="auto", attn_implementation=ATTENTION_NAME, output_loading_info=True
-    )
+    with _quiet():
+        model, info = AutoModel.from_pretrained(
+            source, dtype="auto", attn_implementation=ATTENTION_NAME, output_loading_info=True
+        )
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
         model.pooler = None  # transformers would have made one up
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
@@ -106,9 +110,23 @@ def locate(name: str) -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InvalidInput(f"device {name!r} asked for, but this machine shows no CUDA device; use --device cpu")
-    return torch.device(name)
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise InvalidInput(f"device {name!r} is not one of auto, cpu, cuda, cuda:1")
+    device, num_devices = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_devices:
+        raise InvalidInput(f"device {name!r} asked for, but this machine shows {num_devices} of them; use --device cpu")
+    return device
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's load report: what matters of it is checked here and raised as an error."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _tokenizer_path(source: str) -> Path | None:
@@ -138,4 +156,5 @@ def _describe(name: str, hf_config: Any, family: Family, model: nn.Module) -> Ba
         max_tokens=hf_config.max_position_embeddings - family.position_offset(hf_config),
         vocab_size=hf_config.vocab_size,
         type_vocab_size=hf_config.type_vocab_size,
+        has_pooler=model.pooler is not None,
     )

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from server.core import Pooling
-from server.errors import UnsupportedConfig
 from server.model.slots import HeadWeights
 
 
@@ -28,8 +27,7 @@ def run_head(
         return list(torch.split(logits, [end - start for start, end in spans]))
     first = hidden[[start for start, _ in spans]]
     if weights.head.use_pooler:
-        if pooler is None:
-            raise UnsupportedConfig(f"head {weights.head.name!r} reads the pooler, and this base has none")
+        assert pooler is not None, "refused when the adapter was loaded"
         first = pooler(first.unsqueeze(1))
     return list(_dense(weights, first))
 

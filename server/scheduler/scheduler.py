@@ -15,7 +15,7 @@ from server.metrics import Metrics
 from server.scheduler.fairness import DeficitRoundRobin
 from server.scheduler.queues import Queue
 
-MAX_RUNNING = 2  # one batch computes, one is packed behind it
+MAX_RUNNING = 2  # one batch computes, the next waits at the runner, which takes them one after the other
 CLOCK_S = 0.002  # how far an event loop's clock may lag behind `time.monotonic`
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -156,3 +156,44 @@ async def test_wait_ready_gives_up_when_nobody_listens() -> None:
         with pytest.raises(Error) as caught:
             await client.wait_ready(timeout=0.1)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class Stopped(Exception):
+    """What a caller's own code raises."""
+
+
+async def test_an_error_of_the_items_reaches_the_caller_as_itself() -> None:
+    def items() -> Iterator[Any]:
+        yield "1", predict_request("a", "x")
+        raise Stopped
+
+    async def later() -> AsyncIterator[Any]:
+        for item in items():
+            yield item
+
+    outcomes: list[Any] = []
+    async with serve_inference_port(Pipeline()) as port:
+        with Client(f"127.0.0.1:{port}") as client, pytest.raises(Stopped):
+            await asyncio.to_thread(lambda: outcomes.extend(client.predict_stream(items())))
+        async with AsyncClient(f"127.0.0.1:{port}") as client_:
+            for source in (items, later):
+                with pytest.raises(Stopped):
+                    async for outcome in client_.predict_stream(source()):
+                        outcomes.append(outcome)
+    assert [(item, labels(outcome)) for item, outcome in outcomes] == [("1", ["x"])] * 3
+
+
+async def test_a_request_beyond_the_limit_is_not_sent() -> None:
+    pipeline, big = Pipeline(), "x" * 2000
+    async with serve_inference_port(pipeline) as port:
+        with Client(f"127.0.0.1:{port}", max_message_bytes=1000) as client:
+            too_large = "the request has 20.. bytes, the limit is 1000"
+            with pytest.raises(Error, match=too_large) as caught:
+                await asyncio.to_thread(client.predict, "a", big)
+            with pytest.raises(Error, match=too_large):
+                await asyncio.to_thread(lambda: list(client.predict_stream([("1", predict_request("a", big))])))
+        async with AsyncClient(f"127.0.0.1:{port}") as client_:
+            with pytest.raises(Error, match="the limit is 8388608"):
+                await client_.predict("a", "x" * (8 << 20))
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert pipeline.requests == []

@@ -12,16 +12,22 @@ import pytest
 import torch
 from make_adapters import HEADS, make_adapter, make_variant
 
+from adapters_cache import origin
 from adapters_cache.adapters import Adapters
+from adapters_cache.failures import REMEMBERED_S
+from adapters_cache.formats.adapterhub import read_checkpoint
 from adapters_cache.host import HostLease
+from adapters_cache.manifest import make_manifest
 from adapters_cache.residency import Residency
 from server.config import CacheConfig
 from server.core import Adapter, BaseInfo, Tier
 from server.errors import (
+    AdapterChanged,
     AdapterNotFound,
     InvalidInput,
     MalformedCheckpoint,
     Overloaded,
+    TooLarge,
     Unavailable,
     UnsupportedConfig,
     WrongBase,
@@ -272,24 +278,26 @@ async def test_load_finds_adapters_that_came_after_the_start(adapters: Adapters,
     (await adapters.ready("new")).release()
 
 
-async def test_older_read_never_replaces_a_newer_one(adapters: Adapters, folder: Path, base: BaseInfo) -> None:
-    gate = Gate(adapters)
-    gate.close()
-    caller = asyncio.create_task(adapters.ready("a"))
-    while not gate.num_reads:
+async def test_older_read_never_replaces_a_newer_one(start: Callable[..., Any], folder: Path, base: BaseInfo) -> None:
+    make_adapter(folder / "twin", base, seed=42)
+    adapters: Adapters = await start(host_bytes=20_000)
+    leases = [await adapters.ready(name) for name in ("twin", "b")]
+    adapters._host._books.budget_bytes = adapters._host.used_bytes  # nothing more until a lease ends
+    older = asyncio.create_task(adapters.ready("a"))
+    await turn()
+    [flight] = adapters._all_flights
+    while "a" in adapters._origin._busy or not flight.has_begun:
         await asyncio.sleep(0)
-    # the newer read finds what is there now, and passes the one that is held back
-    held, adapters._origin._read = adapters._origin._read, gate._read  # type: ignore[method-assign]
-    status, previous = await adapters.load("a")
     make_adapter(folder / "a", base, seed=42)
-    adapters._origin._read = held  # type: ignore[method-assign]
-    gate.open()
-    older = await caller
-    assert older.adapter is not None and status.manifest is not None
-    assert older.adapter.digest != status.manifest.digest and previous == ""
-    assert adapters.get("a").manifest == status.manifest
-    older.release()
-    assert not adapters._host.is_held(older.adapter.digest)
+    status, previous = await adapters.load("a")  # its twin is there: nothing to wait for
+    assert previous == "" and not older.done()
+    leases[1].release()
+    with await older as lease:
+        assert lease.adapter is not None and status.manifest is not None
+        assert lease.adapter.digest != status.manifest.digest and adapters.get("a").manifest == status.manifest
+    await turn()
+    assert not adapters._host.is_held(lease.adapter.digest)
+    leases[0].release()
 
 
 async def test_unload_gives_back_every_byte_and_keeps_the_name(adapters: Adapters, residency: Residency) -> None:
@@ -361,9 +369,184 @@ async def test_pinned_adapter_survives_pressure_and_its_pin_follows_the_name(
     assert not adapters._host._books._pinned
 
 
-async def test_adapter_larger_than_the_host_is_overloaded(start: Callable[..., Any]) -> None:
-    with pytest.raises(Overloaded, match="host_bytes"):
+async def test_adapter_larger_than_a_tier_is_refused_when_it_is_loaded(
+    start: Callable[..., Any], residency: Residency
+) -> None:
+    with pytest.raises(TooLarge, match="host_bytes is 10"):
         await (await start(host_bytes=10)).ready("a")
+    residency._books.budget_bytes = 10
+    adapters = await start()
+    with pytest.raises(TooLarge, match="device_bytes is 10"):
+        await adapters.load("a")
+    assert adapters._host.used_bytes == 0 and "device_bytes" in adapters.get("a").error
+
+
+async def evict_from_host(adapters: Adapters, name: str) -> None:
+    """As pressure would do."""
+    manifest = adapters.get(name).manifest
+    assert manifest is not None
+    adapters._host.doom(manifest.digest)
+
+
+async def test_name_keeps_its_digest_when_the_folder_changes_until_load(
+    adapters: Adapters, folder: Path, base: BaseInfo
+) -> None:
+    (await adapters.ready("a")).release()
+    before = adapters.get("a").manifest
+    make_adapter(folder / "a", base, seed=77)
+    (await adapters.ready("a")).release()  # it is in memory
+    await evict_from_host(adapters, "a")
+    for _ in range(2):
+        with pytest.raises(AdapterChanged, match="call Load"):
+            await adapters.ready("a")
+    status = adapters.get("a")
+    assert status.manifest == before and "changed at its origin" in status.error
+    status, previous = await adapters.load("a")
+    assert before is not None and previous == before.digest and status.manifest != before and not status.error
+    (await adapters.ready("a")).release()
+
+
+async def test_half_copied_file_does_not_cost_a_name_its_digest(adapters: Adapters, folder: Path) -> None:
+    (await adapters.ready("a")).release()
+    before, path = adapters.get("a").manifest, folder / "a" / "adapter.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:500])
+    await evict_from_host(adapters, "a")
+    with pytest.raises(MalformedCheckpoint):
+        await adapters.ready("a")
+    assert adapters.get("a").manifest == before and adapters.get("a").error
+    path.write_bytes(whole)
+    (await adapters.ready("a")).release()
+    assert adapters.get("a").manifest == before and not adapters.get("a").error
+
+
+async def test_unload_lets_a_name_stand_for_what_is_there_next(
+    adapters: Adapters, folder: Path, base: BaseInfo
+) -> None:
+    (await adapters.ready("a")).release()
+    make_adapter(folder / "a", base, seed=77)
+    await evict_from_host(adapters, "a")
+    with pytest.raises(AdapterChanged):
+        await adapters.ready("a")
+    await adapters.unload("a")
+    (await adapters.ready("a")).release()
+
+
+async def test_refused_adapter_is_not_read_again_at_once(
+    adapters: Adapters, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(adapters._loader._failures, "_clock", lambda: now[0])
+    reads: list[Path] = []
+
+    def read(path: Path, **limits: Any) -> Any:
+        reads.append(path)
+        return read_checkpoint(path, **limits)
+
+    monkeypatch.setattr(origin, "read_checkpoint", read)
+    (folder / "a" / "adapter.safetensors").write_bytes(b"")
+    for _ in range(5):
+        with pytest.raises(MalformedCheckpoint):
+            await adapters.ready("a")
+    assert len(reads) == 1
+    now[0] += REMEMBERED_S
+    with pytest.raises(MalformedCheckpoint):
+        await adapters.ready("a")
+    assert len(reads) == 2
+    with pytest.raises(MalformedCheckpoint):
+        await adapters.load("a")
+    assert len(reads) == 3
+    (await adapters.ready("b")).release()
+    assert len(reads) == 4
+
+
+async def test_loads_at_the_same_time_share_a_read_that_has_not_begun(adapters: Adapters) -> None:
+    gate = Gate(adapters)
+    answers = await asyncio.gather(*(adapters.load("a") for _ in range(50)))
+    assert gate.num_reads <= 2 and len({status.manifest and status.manifest.digest for status, _ in answers}) == 1
+
+
+async def test_load_finds_what_came_after_another_load_had_begun(
+    adapters: Adapters, folder: Path, base: BaseInfo
+) -> None:
+    first = adapters._take_off(adapters._registry.get("a"), is_explicit=True)
+    while not first.has_begun:
+        await asyncio.sleep(0)
+    wanted = make_adapter(folder / "a", base, seed=5)
+    status, _ = await adapters.load("a")
+    assert status.manifest == dataclasses.replace(make_manifest(wanted, base), name="a")
+
+
+async def test_folder_that_hangs_takes_one_thread(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters: Adapters = await start(load_timeout_s=0.05, max_concurrent_loads=2)
+    going_on, threads = threading.Event(), []
+
+    def read(path: Path, **limits: Any) -> Any:
+        threads.append(path.name)
+        assert path.name == "b" or going_on.wait(30)
+        return read_checkpoint(path, **limits)
+
+    monkeypatch.setattr(origin, "read_checkpoint", read)
+    for call in (adapters.ready, adapters.load, adapters.ready, adapters.load):
+        with pytest.raises(Unavailable, match="load_timeout_s"):
+            await call("a")
+    assert threads == ["a"]
+    monkeypatch.setattr(adapters._loader, "_timeout_s", 30)
+    (await adapters.ready("b")).release()
+    going_on.set()
+    (await adapters.ready("a")).release()
+
+
+async def test_a_pickle_that_hangs_is_refused_before_the_load_is_given_up(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    def read(path: Path, **given: Any) -> Any:
+        limits.append(given["pickle_timeout_s"])
+        return read_checkpoint(path, **given)
+
+    monkeypatch.setattr(origin, "read_checkpoint", read)
+    (await (await start(load_timeout_s=7.0)).ready("a")).release()
+    assert len(limits) == 1 and 0 < limits[0] < 7.0
+
+
+async def test_pin_that_would_leave_too_little_is_refused_with_the_numbers(
+    start: Callable[..., Any], residency: Residency
+) -> None:
+    adapters: Adapters = await start()
+    for name in "abc":
+        (await adapters.ready(name)).release()
+    sizes = sorted(adapters.get(name).host_bytes for name in "abc")
+    for books, option in ((residency._books, "device_bytes"), (adapters._host._books, "host_bytes")):
+        whole, books.budget_bytes = books.budget_bytes, adapters.get("a").host_bytes + sizes[-1]
+        await adapters.pin("a", True)
+        assert (await adapters.pin("a", True)).is_pinned  # nothing new
+        with pytest.raises(Overloaded, match=f"of {option} {books.budget_bytes} .* takes {sizes[-1]}"):
+            await adapters.pin("b", True)
+        assert not adapters.get("b").is_pinned
+        await adapters.pin("a", False)
+        books.budget_bytes = whole
+
+
+async def test_pin_that_is_away_keeps_its_claim(start: Callable[..., Any]) -> None:
+    adapters: Adapters = await start()
+    await adapters.pin("a", True)
+    (await adapters.ready("b")).release()
+    adapters._host._books.budget_bytes = adapters._host.used_bytes + 1
+    await adapters.unload("a")
+    with pytest.raises(Overloaded, match="pinned"):
+        await adapters.pin("b", True)
+
+
+async def test_names_of_one_digest_count_once_among_the_pinned(
+    start: Callable[..., Any], folder: Path, base: BaseInfo
+) -> None:
+    make_adapter(folder / "twin", base, seed=0, head=HEADS[0])
+    adapters: Adapters = await start()
+    await adapters.pin("a", True)
+    adapters._host._books.budget_bytes = 2 * adapters._host.used_bytes
+    assert (await adapters.pin("twin", True)).is_pinned
 
 
 async def test_file_over_the_limit_is_malformed(start: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from fakes import make_adapter
 
 from adapters_cache.host import HostLease, HostTier
-from server.errors import Overloaded
+from server.errors import Overloaded, TooLarge
 from server.metrics import Metrics
 
 A, B, C, D = (make_adapter(name) for name in "abcd")  # 100 bytes each
@@ -89,8 +89,19 @@ async def test_large_adapter_is_not_overtaken_for_ever(host: HostTier) -> None:
     assert order == ["large", "small"]
 
 
+async def test_adapter_that_is_there_does_not_wait_behind_one_that_needs_room(host: HostTier) -> None:
+    leases = [await host.put(adapter) for adapter in (A, B, C)]
+    waiting = asyncio.create_task(host.put(make_adapter("large", size_bytes=300)))
+    await turn()
+    (await host.put(make_adapter("a"))).release()
+    assert not waiting.done()
+    for lease in leases:
+        lease.release()
+    (await waiting).release()
+
+
 async def test_adapter_that_can_never_fit_is_refused(host: HostTier) -> None:
-    with pytest.raises(Overloaded, match="301 bytes; host_bytes is 300"):
+    with pytest.raises(TooLarge, match="301 bytes; host_bytes is 300"):
         await host.put(make_adapter("huge", size_bytes=301))
     (await host.put(A)).release()
     host.pin(A.digest, True)

@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from adapters_cache.residency import Residency
 from server.core import Adapter, SlotLease, Tier
-from server.errors import Overloaded
+from server.errors import Overloaded, TooLarge
 from server.metrics import Metrics
 
 
@@ -101,8 +101,11 @@ def test_nothing_is_evicted_where_that_would_not_do(residency: Residency) -> Non
 
 
 def test_adapter_larger_than_the_budget_is_refused_with_both_numbers(residency: Residency) -> None:
-    with pytest.raises(Overloaded, match="301 bytes; device_bytes is 300"):
-        residency.acquire(make_adapter("huge", size_bytes=301))
+    huge = make_adapter("huge", size_bytes=301)
+    for refuse in (residency.acquire, residency.check_size):
+        with pytest.raises(TooLarge, match="301 bytes; device_bytes is 300"):
+            refuse(huge)
+    residency.check_size(make_adapter("fits", size_bytes=300))
 
 
 def test_pinned_slots_stay_and_count_against_the_rest(residency: Residency) -> None:

@@ -63,6 +63,7 @@ async def app(config: ServerConfig, adapters_path: Path) -> AsyncIterator[App]:
         for status in app.adapters.list(limit=1000)[0]:
             await app.adapters.unload(status.name)  # waits for every lease
         app.adapters.check_integrity()
+        app.scheduler.check_integrity()
         held = {status.name: status.host_bytes + status.device_bytes for status in app.adapters.list()[0]}
         await app.stop()
     assert set(held.values()) == {0}, held

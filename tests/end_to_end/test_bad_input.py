@@ -169,9 +169,23 @@ async def test_token_ids_the_base_does_not_have_are_invalid(client: AsyncClient)
         assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_ten_megabytes_are_refused(client: AsyncClient) -> None:
-    error = await failure(client, "intent", "x" * (10 << 20))
-    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+async def test_ten_megabytes_are_refused(app: App, client: AsyncClient) -> None:
+    async with AsyncClient(f"127.0.0.1:{app.grpc_port}", max_retries=0, max_message_bytes=1 << 30) as bold:
+        for sender in (bold, client):  # by the server, and before they are sent
+            error = await failure(sender, "intent", "x" * (10 << 20))
+            assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_megabyte_of_text_is_refused_and_cut_on_request(client: AsyncClient) -> None:
+    error = await failure(client, "intent", "x " * (1 << 19))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "1048576 characters, the limit is 2560" in error.message
+    result = (await client.predict("intent", "x " * (1 << 19), truncation="longest_first")).results[0]
+    assert result.is_truncated and result.num_tokens == 40
+
+
+async def test_more_answers_than_one_may_ask_for_are_invalid(client: AsyncClient) -> None:
+    assert "top_k 101 exceeds 100" in (await failure(client, "spans", "x", top_k=101)).message
 
 
 async def test_expired_deadline_never_reaches_the_device(app: App, client: AsyncClient) -> None:
@@ -211,7 +225,9 @@ async def test_a_stream_broken_off_half_way_leaves_nothing_behind(app: App, clie
 
 async def test_garbage_in_a_stream_ends_it_with_a_clear_status(app: App, client: AsyncClient) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
-        call = channel.stream_stream("/adapterd.v1.Inference/PredictStream")(iter([b"\xff\xff\xff"]))
+        good = v1.PredictStreamRequest(id="1", request=predict_request("intent", "x")).SerializeToString()
+        call = channel.stream_stream("/adapterd.v1.Inference/PredictStream")(iter([good, b"\xff\xff\xff", good]))
+        assert v1.PredictStreamResponse.FromString(await call.read()).response.digest
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

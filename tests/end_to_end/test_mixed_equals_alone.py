@@ -81,7 +81,7 @@ def encoding_of(number: int, base: Base) -> Encoding:
 async def converse(app: App, adapters: list[Adapter], wanted: dict[tuple[str, int], np.ndarray], total: int) -> None:
     """`total` requests by concurrent callers while another keeps loading and unloading."""
     numbers = itertools.count()
-    answered = 0
+    answered, rounds = 0, list[str]()
     base = await asyncio.to_thread(load_base, app.config.model)
     texts = [encoding_of(number, base).input_ids for number in range(NUM_TEXTS)]
 
@@ -101,13 +101,14 @@ async def converse(app: App, adapters: list[Adapter], wanted: dict[tuple[str, in
         while True:
             name = rng.choice(adapters).manifest.name
             await (client.load(name) if rng.random() < 0.5 else client.unload(name))
+            rounds.append(name)
 
     async with AsyncClient(f"127.0.0.1:{app.grpc_port}") as client:
         disturbance = asyncio.create_task(disturb(client))
         await asyncio.gather(*(caller(client, seed) for seed in range(NUM_CALLERS)))
         assert not disturbance.done() or disturbance.exception() is None
         disturbance.cancel()
-    assert answered == total
+    assert answered == total and rounds
 
 
 def values_of(result: v1.Result) -> np.ndarray:

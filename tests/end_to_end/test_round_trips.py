@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
@@ -13,8 +16,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from make_adapters import make_adapter
 
 from adapterd import AsyncClient, Error, predict_request
-from adapterd.v1 import adapters_pb2
+from adapterd.v1 import adapters_pb2, inference_pb2
 from server.app import App
+from server.config import ServerConfig
 from server.core import BaseInfo
 
 TASKS = {
@@ -52,13 +56,19 @@ async def test_tokens_answer_as_their_text_does(client: AsyncClient) -> None:
     assert list(by_ids.logits.values) == pytest.approx(list(by_text.logits.values), abs=1e-5)
 
 
+def numbers_of(result: inference_pb2.Result) -> list[float]:
+    return list(result.logits.values) or list(result.embedding.values)
+
+
 async def test_batch_mixes_adapters_and_answers_as_each_alone(client: AsyncClient) -> None:
-    requests = [predict_request(name, "a text", text_pair="a context") for name in TASKS]
-    alone = [await client.predict(name, "a text", text_pair="a context") for name in TASKS]
+    requests = [predict_request(name, "a text", text_pair="a context", return_logits=True) for name in TASKS]
+    alone = [await client.predict(name, "a text", text_pair="a context", return_logits=True) for name in TASKS]
     mixed = await client.predict_batch(requests)
     for name, one, other in zip(TASKS, mixed, alone, strict=True):
         assert not isinstance(one, Error) and (one.adapter, one.digest) == (name, other.digest)
         assert one.results[0].WhichOneof("result") == TASKS[name]
+        assert numbers_of(one.results[0]) == pytest.approx(numbers_of(other.results[0]), abs=1e-5)
+        assert len(numbers_of(one.results[0])) > 1
 
 
 async def test_stream_answers_every_message_under_its_id(client: AsyncClient) -> None:
@@ -105,6 +115,40 @@ async def test_a_new_folder_is_found_by_load(client: AsyncClient, adapters_path:
 async def test_pin_marks_an_adapter_and_lets_it_go(client: AsyncClient) -> None:
     assert (await client.pin("intent")).is_pinned
     assert not (await client.pin("intent", False)).is_pinned
+
+
+async def test_a_pinned_adapter_survives_eviction_pressure(
+    config: ServerConfig, adapters_path: Path, base_info: BaseInfo
+) -> None:
+    names = [f"n{seed}" for seed in range(6)]
+    for seed, name in enumerate(names):
+        make_adapter(adapters_path / name, base_info, seed=seed)
+    async with running(config) as client:
+        await client.predict("n0", "x")
+        one = await client.get("n0")
+    room = replace(config.cache, device_bytes=2 * one.device_bytes, host_bytes=3 * one.host_bytes)
+    async with running(replace(config, cache=room)) as client:
+        await client.pin("n0")
+        for name in names * 2:
+            await client.predict(name, "x")
+        tiers = {name: (await client.get(name)).tier for name in names}
+        assert tiers["n0"] == adapters_pb2.TIER_DEVICE
+        assert adapters_pb2.TIER_ORIGIN in tiers.values()  # there was pressure on the host too
+        await client.pin("n0", False)
+        for name in names[1:]:
+            await client.predict(name, "x")
+        assert (await client.get("n0")).tier == adapters_pb2.TIER_ORIGIN
+
+
+@asynccontextmanager
+async def running(config: ServerConfig) -> AsyncIterator[AsyncClient]:
+    app = App(config)
+    await app.start()
+    try:
+        async with AsyncClient(f"127.0.0.1:{app.grpc_port}") as client:
+            yield client
+    finally:
+        await app.stop()
 
 
 async def test_health_and_reflection_answer(app: App) -> None:

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fakes import FakeAdapters, FakeRun, FakeSlots, make_base, make_spec
 
+from server import pipeline
 from server.admission import Admission
 from server.config import SchedulerConfig
-from server.core import Embedding, Parameters, Regression, Request, TokenInput
+from server.core import BatchInfo, Embedding, Parameters, Regression, Request, Result, TokenInput
 from server.errors import AdapterNotFound, DeadlineExceeded, Internal, InvalidInput, Overloaded
 from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.postprocess import MAX_ANSWERS
 from server.primitives import Task
 from server.scheduler.scheduler import Scheduler
 from server.tokenizer import Tokenizer
@@ -86,7 +90,10 @@ async def test_bad_input_is_refused_before_the_adapter_is_fetched(bench: Bench) 
     assert bench.adapters.leases == []
 
 
-async def test_unknown_adapter_is_refused_before_the_queue(bench: Bench) -> None:
+async def test_unknown_adapter_is_refused_before_anything_is_tokenized(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.tokenizer, "encode", None)
     bench.adapters.errors["x"] = AdapterNotFound("no adapter x")
     with pytest.raises(AdapterNotFound):
         await bench.pipeline.infer(request(1, adapter="x"))
@@ -156,3 +163,26 @@ async def test_timeout_of_somebody_else_is_not_taken_for_the_deadline(bench: Ben
     bench.adapters.errors["slow"] = TimeoutError("origin")  # type: ignore[assignment]
     with pytest.raises(TimeoutError, match="origin"):
         await bench.pipeline.infer(request(1, adapter="slow", timeout_s=60))
+
+
+@pytest.mark.parametrize(("sizes", "is_inline"), [((3, 4), True), ((100, 200), False)])
+async def test_long_results_are_shaped_off_the_event_loop(
+    bench: Bench, sizes: tuple[int, ...], is_inline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+
+    def note(*_: object) -> Result:
+        threads.add(threading.current_thread())
+        return Result(Regression((0.0,)), 1, False, BatchInfo(1, 1, 1, 1))
+
+    monkeypatch.setattr(pipeline, "shape_result", note)
+    assert len((await bench.pipeline.infer(request(*sizes))).results) == len(sizes)
+    assert (threads == {threading.current_thread()}) == is_inline
+
+
+async def test_what_the_task_cannot_do_is_refused_before_compute(bench: Bench) -> None:
+    bench.adapters.specs["a"] = make_spec(Task.QUESTION_ANSWERING, ["start", "end"])
+    too_many = replace(request(3), parameters=Parameters(top_k=MAX_ANSWERS + 1))
+    with pytest.raises(InvalidInput, match="top_k 101 exceeds 100"):
+        await bench.pipeline.infer(too_many)
+    assert bench.run.batches == [] and bench.adapters.num_leased == 0

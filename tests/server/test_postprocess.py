@@ -21,8 +21,8 @@ from server.core import (
     TextInput,
     TokenClassification,
 )
-from server.errors import Internal
-from server.postprocess import MAX_ANSWER_TOKENS, shape_result
+from server.errors import Internal, InvalidInput
+from server.postprocess import MAX_ANSWER_TOKENS, MAX_ANSWERS, check_parameters, shape_result
 from server.primitives import Task
 
 DEFAULT = Parameters()
@@ -305,3 +305,27 @@ def test_answer_within_token_ids_counts_tokens_of_the_second_type() -> None:
     values[[0, 5], 1] = 9.0
     (span,) = ask(encoding, values)
     assert (span.start, span.end, span.text) == (4, 6, "")
+
+
+def test_as_many_answers_as_the_context_gives_equal_a_search_over_all_spans() -> None:
+    encoding = encode_words("q", "w " * 80)
+    values = np.random.default_rng(1).normal(0, 0.01, (encoding.num_tokens, 2)).astype(np.float32)
+    expected = reference_spans(encoding, values, MAX_ANSWERS)
+    answers = ask(encoding, values, MAX_ANSWERS)
+    assert len(answers) == len(expected) > 20
+    assert [answer.score for answer in answers] == pytest.approx([score for _, _, score in expected])
+
+
+def test_equal_spans_come_in_the_order_of_the_text() -> None:
+    encoding = encode_words("q", "a b c")
+    answers = ask(encoding, np.zeros((encoding.num_tokens, 2)), 3)
+    assert [answer.text for answer in answers] == ["a", "b", "c"]
+
+
+def test_only_a_search_limits_the_number_of_answers() -> None:
+    many = Parameters(top_k=MAX_ANSWERS + 1)
+    check_parameters(None, many)
+    check_parameters(make_spec(Task.CLASSIFICATION, ["a"]), many)
+    check_parameters(make_spec(Task.QUESTION_ANSWERING, ["start", "end"]), Parameters(top_k=MAX_ANSWERS))
+    with pytest.raises(InvalidInput, match="top_k 101 exceeds 100"):
+        check_parameters(make_spec(Task.QUESTION_ANSWERING, ["start", "end"]), many)

@@ -230,9 +230,10 @@ async def test_adapter_that_cannot_be_placed_fails_its_own_samples_only(bench: B
     bench.slots.refused["huge"] = Overloaded("no room for 9 bytes, the budget is 8", retry_after_s=3)
     tasks = bench.submit(*(make_sample(make_adapter(name)) for name in ("huge", "a", "huge", "b")))
     assert await errors_of(tasks) == [Overloaded, None, Overloaded, None]
-    error = tasks[0].exception()
-    assert isinstance(error, Overloaded)
-    assert error.retry_after_s == 3
+    first, second = tasks[0].exception(), tasks[2].exception()
+    assert isinstance(first, Overloaded)
+    assert first.retry_after_s == 3
+    assert first is not second, "each caller raises its own"
 
 
 async def test_surprise_while_placing_is_told_as_internal(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

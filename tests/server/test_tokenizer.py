@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 from fakes import make_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_tokenizer import save_tokenizer
 
-from server.core import Encoding, Input, Parameters, TextInput, TokenInput, Truncation
+from server.core import BaseInfo, Encoding, Input, Parameters, TextInput, TokenInput, Truncation
 from server.errors import InvalidInput
-from server.tokenizer import Tokenizer
+from server.tokenizer import BITE_CHARS, MAX_CHARS_PER_TOKEN, Tokenizer
 
 REFUSE = Parameters()
 LONGEST_FIRST = Parameters(truncation=Truncation.LONGEST_FIRST)
@@ -214,3 +216,96 @@ async def test_byte_level_tokenizer_equals_transformers(tmp_path: Path) -> None:
         settings = {"max_length": 30, "return_offsets_mapping": True, "return_token_type_ids": True}
         check(encoding, reference(TEXTS[1], pair, truncation=True, **settings))
     tokenizer.close()
+
+
+async def test_text_with_an_id_the_base_does_not_have_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    library = AutoTokenizer.from_pretrained(save_tokenizer(tmp_path))
+    library.add_tokens(["zzz"])
+    library.save_pretrained(tmp_path)
+    tokenizer = Tokenizer(tmp_path, make_base(vocab_size=70), 1)
+    bad, good = await asyncio.gather(
+        tokenizer.encode([TextInput("a"), TextInput("b zzz")], REFUSE),
+        encode(tokenizer, TextInput("a zz")),
+        return_exceptions=True,
+    )
+    assert isinstance(bad, InvalidInput) and "input 1 has token id 70; it must lie in [0, 70)" in bad.message
+    assert isinstance(good, Encoding) and max(good.input_ids) < 70
+    tokenizer.close()
+
+
+LIMIT = 24 * MAX_CHARS_PER_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("source", "parameters", "message"),
+    [
+        (TextInput("a" * (LIMIT + 1)), REFUSE, "shorten it or set truncation"),
+        (TextInput("a", "b" * (LIMIT + 1)), REFUSE, "shorten it or set truncation"),
+        (TextInput("a" * (LIMIT + 1), "b"), ONLY_SECOND, "shorten it or cut longest first"),
+    ],
+)
+async def test_far_too_many_characters_are_refused_untokenized(
+    tokenizer: Tokenizer, source: TextInput, parameters: Parameters, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "_tokenize", None)
+    with pytest.raises(
+        InvalidInput, match=f"input 0 has a text of {LIMIT + 1} characters, the limit is {LIMIT}; {message}"
+    ):
+        await encode(tokenizer, source, parameters)
+
+
+@pytest.mark.parametrize("parameters", [LONGEST_FIRST, ONLY_SECOND])
+async def test_only_the_characters_that_truncation_may_keep_are_tokenized(
+    tokenizer: Tokenizer, parameters: Parameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize, seen = tokenizer._tokenize, []
+    monkeypatch.setattr(tokenizer, "_tokenize", lambda texts: seen.extend(texts) or tokenize(texts))
+    shorter = await encode(tokenizer, TextInput("who", "a b " * 200), parameters)
+    longer = await encode(tokenizer, source := TextInput("who", "a b " * 2000), parameters)
+    assert (longer.input_ids, longer.source) == (shorter.input_ids, source)
+    assert len(seen[1].text_pair or "") == LIMIT
+
+
+async def test_a_text_of_which_only_blanks_are_left_out_counts_as_truncated(tokenizer: Tokenizer) -> None:
+    encoding = await encode(tokenizer, TextInput("a" + " " * LIMIT + "b"), LONGEST_FIRST)
+    assert encoding.is_truncated and encoding.num_tokens == 3
+
+
+class Gated(Tokenizer):
+    """One thread, which waits for `may_go` before each bite; `bites` are the sizes of those it has done."""
+
+    def __init__(self, path: Path, base: BaseInfo) -> None:
+        super().__init__(path, base, 1)
+        self.loop, self.started, self.may_go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+        self.bites: list[int] = []
+
+    def _tokenize(self, texts: list[TextInput]) -> list[Any]:
+        self.loop.call_soon_threadsafe(self.started.set)
+        assert self.may_go.wait(20)
+        self.bites.append(len(texts))
+        return super()._tokenize(texts)
+
+
+async def test_tokenizing_ends_when_the_caller_has_left(model_path: Path) -> None:
+    tokenizer = Gated(model_path, make_base(max_tokens=24))
+    texts = [TextInput("a " * (LIMIT // 2))] * (3 * BITE_CHARS // LIMIT)
+    running = asyncio.create_task(tokenizer.encode(texts, LONGEST_FIRST))
+    await tokenizer.started.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    tokenizer.may_go.set()
+    await encode(tokenizer, TextInput("a"))  # behind the abandoned ones, on the same thread
+    assert len(tokenizer.bites) == 2 and tokenizer.bites[1] == 1
+    tokenizer.close()
+
+
+async def test_closing_waits_for_nobody(model_path: Path) -> None:
+    tokenizer = Gated(model_path, make_base())
+    running = asyncio.create_task(encode(tokenizer, TextInput("a")))
+    await tokenizer.started.wait()
+    tokenizer.close()
+    assert tokenizer.bites == []
+    tokenizer.may_go.set()
+    assert (await running).num_tokens == 3

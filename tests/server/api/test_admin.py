@@ -89,3 +89,14 @@ async def test_unload_tells_the_bytes_given_back(servicer: AdaptersServicer) -> 
 async def test_a_name_is_required(servicer: AdaptersServicer) -> None:
     with pytest.raises(InvalidInput, match="empty"):
         await servicer.Get(v1.GetRequest(), CONTEXT)
+
+
+async def test_the_base_is_no_adapter_to_be_moved(servicer: AdaptersServicer) -> None:
+    for call in (
+        servicer.Get(v1.GetRequest(name="base"), CONTEXT),
+        servicer.Load(v1.LoadRequest(name="base"), CONTEXT),
+        servicer.Unload(v1.UnloadRequest(name="base"), CONTEXT),
+        servicer.Pin(v1.PinRequest(name="base", is_pinned=True), CONTEXT),
+    ):
+        with pytest.raises(InvalidInput, match="'base' is the base model itself and always loaded"):
+            await call

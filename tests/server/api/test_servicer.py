@@ -11,11 +11,14 @@ import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from wire import make_reply, predict, predict_batch, predict_stream, request_of, serve_inference
+from wire import FakePipeline, make_reply, predict, predict_batch, predict_stream, request_of, serve_inference
 
 from adapterd.v1 import inference_pb2 as v1
+from server.api.servicer import InferenceServicer
+from server.config import ApiConfig
 from server.core import Reply, Request
 from server.errors import AdapterNotFound, Overloaded
+from server.metrics import Metrics
 
 
 async def echo(request: Request) -> Reply:
@@ -206,3 +209,45 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
+
+
+class Call:
+    """The part of a gRPC context that the servicer looks at."""
+
+    def __init__(self, remaining_s: float | None) -> None:
+        self._remaining_s = remaining_s
+
+    def time_remaining(self) -> float | None:
+        return self._remaining_s
+
+
+@pytest.mark.parametrize(
+    ("remaining_s", "outcome"),
+    [(0.0, "DEADLINE_EXCEEDED"), (0.01, "DEADLINE_EXCEEDED"), (60, "CANCELLED"), (None, "CANCELLED")],
+)
+async def test_a_cancelled_call_is_counted_by_its_cause(remaining_s: float | None, outcome: str) -> None:
+    started = asyncio.Event()
+
+    async def infer(request: Request) -> Reply:
+        started.set()
+        await asyncio.Event().wait()
+        return make_reply(request)
+
+    metrics = Metrics()
+    servicer = InferenceServicer(FakePipeline(infer), ApiConfig(), metrics)
+    call: Any = Call(remaining_s)
+    task = asyncio.create_task(servicer.Predict(request_of("a", "x"), call))
+    await started.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert f'adapterd_requests_total{{method="Predict",outcome="{outcome}"}} 1.0'.encode() in metrics.render()
+
+
+async def test_our_own_error_is_raised_as_it_is() -> None:
+    async def infer(request: Request) -> Reply:
+        raise AdapterNotFound("no such")
+
+    call: Any = Call(None)
+    with pytest.raises(AdapterNotFound) as caught:
+        await InferenceServicer(FakePipeline(infer), ApiConfig(), Metrics()).Predict(request_of("a", "x"), call)
+    assert caught.value.__cause__ is None

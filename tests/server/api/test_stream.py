@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from server.api.stream import answer_stream
+from server.errors import InvalidInput
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -98,6 +99,32 @@ async def test_an_error_of_the_messages_is_raised_and_ends_every_child() -> None
     with pytest.raises(ValueError, match="broken stream"):
         await answer_stream(messages(), answer, write)
     assert running == 0
+
+
+async def test_what_is_no_message_ends_the_reading_and_those_before_it_are_answered() -> None:
+    num_read, is_refused = 0, asyncio.Event()
+    written: list[int] = []
+
+    async def messages() -> AsyncIterator[int]:
+        nonlocal num_read
+        for number in range(5):
+            num_read += 1
+            if number == 3:
+                is_refused.set()
+                raise InvalidInput("garbage")
+            yield number
+
+    async def answer(number: int) -> int:
+        await is_refused.wait()
+        await settle()
+        return number
+
+    async def write(reply: int) -> None:
+        written.append(reply)
+
+    with pytest.raises(InvalidInput, match="garbage"):
+        await answer_stream(messages(), answer, write)
+    assert (sorted(written), num_read) == ([0, 1, 2], 4)
 
 
 async def settle() -> None:

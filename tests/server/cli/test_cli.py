@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from server.cli import app as command_line
 
 VERBS = ("serve", "demo", "predict", "list", "verify", "health")
 
@@ -44,3 +48,53 @@ def test_health_of_nobody_is_exit_1() -> None:
 def test_predict_without_a_server_is_exit_1() -> None:
     done = adapterd("predict", "a", "text", "--server", "127.0.0.1:1", "--timeout", "5")
     assert done.returncode == 1 and done.stderr.startswith("adapterd: UNAVAILABLE")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "holds no texts"),
+        (b"\xff", "cannot be read"),
+        (b'{"adapter": "a", "text": "x"}\nnot json', "line 2 is not JSON"),
+        (b"[1]", "line 1 is not of the form"),
+        (b'{"adapter": "a"}', "line 1 is not of the form"),
+        (b'{"adapter": 1, "text": "x"}', "line 1 is not of the form"),
+        (b'{"adapter": "a", "text": "x", "expect": 5}', "expect 5 is neither"),
+        (b'{"adapter": "a", "text": "x", "text_pair": 5}', "text_pair 5 is not a text"),
+    ],
+)
+def test_demo_texts_that_are_none_are_one_line_and_exit_1(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "texts").write_bytes(content)
+    done = CliRunner().invoke(command_line, ["demo", "--once", "--texts", str(tmp_path / "texts")])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("adapterd: ") and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_signal_while_the_demo_starts_stops_it_in_order() -> None:
+    code = """
+import asyncio, os, signal
+import server.app, server.cli.demo, server.cli.demo_table
+from server.cli import app
+
+class App:
+    base = None
+    grpc_port = 1
+
+    def __init__(self, config): ...
+
+    async def start(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def stop(self):
+        print("stopped")
+
+async def ask(app, cases):
+    await asyncio.Event().wait()
+
+server.app.App = App
+server.cli.demo._ask = ask
+server.cli.demo_table.print_header = lambda base: None
+app(["demo", "--once"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "stopped\n"), done.stderr

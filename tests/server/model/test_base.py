@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,15 @@ def test_base_without_pooler_weights_gets_none_made_up(tmp_path: Path) -> None:
     save_base(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file({k: v for k, v in weights.items() if "pooler" not in k}, tmp_path / "model.safetensors")
-    assert load_base(ModelConfig(base=str(tmp_path), device="cpu")).pooler is None
+    reports: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = reports.append  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        assert load_base(ModelConfig(base=str(tmp_path), device="cpu")).pooler is None
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert reports == []  # the library would report it as a fault
 
 
 def test_base_that_lacks_weights_is_refused(tmp_path: Path) -> None:
@@ -90,3 +99,14 @@ def test_unknown_family_is_refused_by_name(tmp_path: Path) -> None:
 def test_base_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="neither"):
         load_base(ModelConfig(base=str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "meta", "cpu:0:1", "cuda:"])
+def test_device_that_nobody_knows_is_refused(tmp_path: Path, device: str) -> None:
+    with pytest.raises(InvalidInput, match=f"device '{device}' is not one of auto, cpu"):
+        load_base(ModelConfig(base=str(save_base(tmp_path)), device=device))
+
+
+def test_device_that_this_machine_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="device 'cuda:99' asked for, but this machine shows"):
+        load_base(ModelConfig(base=str(save_base(tmp_path)), device="cuda:99"))

@@ -1,0 +1,48 @@
+"""Every number of the configuration is looked at before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from server.config import ApiConfig, CacheConfig, ModelConfig, SchedulerConfig
+from server.errors import InvalidInput
+
+SECTIONS: tuple[type[Any], ...] = (ModelConfig, CacheConfig, SchedulerConfig, ApiConfig)
+NUMBERS = [(kind, field.name) for kind in SECTIONS for field in fields(kind) if field.type in ("int", "float")]
+MAY_BE_ZERO = {"num_threads", "port", "http_port", "drain_timeout_s", "lame_duck_s"}
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
+def test_no_number_may_be_negative_and_few_may_be_zero(kind: type[Any], name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name} -1"):
+        kind(**{name: -1})
+    if name in MAY_BE_ZERO:
+        kind(**{name: 0})
+    else:
+        with pytest.raises(InvalidInput, match=f"{name} 0 must be"):
+            kind(**{name: 0})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("kind", "name"), [item for item in NUMBERS if item[1].endswith("_s")])
+def test_times_are_finite(kind: type[Any], name: str, value: float) -> None:
+    with pytest.raises(InvalidInput, match=f"{name} {value}"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "most"), [("port", 65535), ("http_port", 65535), ("max_message_bytes", 2**31 - 1)])
+def test_what_the_network_bounds_is_bounded(name: str, most: int) -> None:
+    ApiConfig(**{name: most})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=f"{name} {most + 1} must be at most {most}"):
+        ApiConfig(**{name: most + 1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(ModelConfig, "base"), (ModelConfig, "device"), (ModelConfig, "backend"), (ApiConfig, "host")]
+)
+def test_no_name_may_be_empty(kind: type[Any], name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name} is empty"):
+        kind(**{name: " "})

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from adapters_cache.draft import BaseWeights
 from adapters_cache.flight import Flight
 from adapters_cache.host import HostLease, HostTier
 from adapters_cache.loader import Loader
@@ -27,6 +29,7 @@ from server.errors import AdapterdError, AdapterNotFound, InvalidInput, Unavaila
 from server.metrics import Metrics
 
 Page = tuple[list[AdapterStatus], int]
+Check = Callable[[Adapter], Awaitable[None]]
 
 
 class Adapters:
@@ -40,8 +43,15 @@ class Adapters:
         residency: Residency,
         metrics: Metrics,
         *,
+        weights: BaseWeights | None = None,
         pin_memory: bool = False,
+        check: Check | None = None,
     ) -> None:
+        """
+        weights   the base's own, which some methods are lowered with
+        check     proves an adapter before its name moves to it, or raises
+        """
+        self._check = check
         self._config = config
         self._residency = residency
         self._metrics = metrics
@@ -60,6 +70,7 @@ class Adapters:
             base,
             dtype,
             timeout_s=config.load_timeout_s,
+            weights=weights,
             pin_memory=pin_memory,
         )
         self._flights: dict[str, Flight] = {}  # the newest of each name
@@ -75,6 +86,10 @@ class Adapters:
                 )
         for name, source in (await self._origin.scan()).items():
             self._registry.register(name, source)
+
+    def register(self, name: str, source: Path) -> None:
+        """Add what lies elsewhere than in a folder of its own under its name. Raises InvalidInput."""
+        self._registry.register(name, source)
 
     async def stop(self) -> None:
         """Give up loads under way. What is leased stays until it is released."""
@@ -126,6 +141,7 @@ class Adapters:
         started, outcome = time.monotonic(), "CANCELLED"
         try:
             lease = await self._loader.load(record, flight)
+            await self._prove(lease)
             outcome = "ok"
         except AdapterdError as error:
             outcome = error.reason
@@ -138,6 +154,17 @@ class Adapters:
         self._move(record, lease.adapter, flight.generation)
         return lease
 
+    async def _prove(self, lease: HostLease) -> None:
+        """Let the check, if there is one, try what was loaded. An adapter that does not pass it is dropped."""
+        if self._check is None or lease.adapter is None:
+            return
+        try:
+            await self._check(lease.adapter)
+        except BaseException:
+            lease.release()
+            self._forget(lease.adapter.digest)
+            raise
+
     def _move(self, record: Record, adapter: Adapter, generation: int) -> None:
         """Point a name to what was loaded, unless something newer is there; then nobody will find it again."""
         if generation <= record.served:
@@ -148,6 +175,7 @@ class Adapters:
         record.manifest = replace(adapter.manifest, name=record.name)
         record.sizes = {Tier.HOST: adapter.size_bytes, Tier.DEVICE: self._residency.slot_bytes(adapter)}
         record.task, record.labels = adapter.spec.task.value, head.labels if head else ()
+        record.heads = tuple(own.name for own in adapter.spec.all_heads)
         record.loaded_at, record.error = time.time(), ""
         self._point(record, adapter.digest)
 
@@ -275,6 +303,7 @@ class Adapters:
             loaded_at=record.loaded_at,
             last_used_at=record.last_used_at,
             error=record.error,
+            heads=record.heads,
         )
 
     def check_integrity(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from adapters_cache.draft import BaseWeights
 from adapters_cache.formats.checkpoint import Checkpoint
 from adapters_cache.lowering import lower
 from adapters_cache.manifest import make_manifest
@@ -18,28 +19,30 @@ def build_adapter(
     checkpoint: Checkpoint,
     base: BaseInfo,
     dtype: torch.dtype,
+    weights: BaseWeights | None = None,
     *,
     name: str | None = None,
     pin_memory: bool = False,
 ) -> Adapter:
     """Lower a checkpoint and cast it to the compute dtype.
 
+    weights     the base's own, which some methods are lowered with
     pin_memory  whether the device copies from page-locked memory
     Heavy: not on the event loop. Raises WrongBase, MalformedCheckpoint, UnsupportedConfig.
     """
-    spec, tensors = lower(checkpoint, base)
-    weights = torch.cat([torch.empty(0), *(tensor.reshape(-1) for tensor in tensors)]).to(dtype)
-    if not bool(torch.isfinite(weights).all()):
+    spec, tensors = lower(checkpoint, base, weights)
+    values = torch.cat([torch.empty(0), *(tensor.reshape(-1) for tensor in tensors)]).to(dtype)
+    if not bool(torch.isfinite(values).all()):
         raise MalformedCheckpoint(
             f"weights do not fit into {str(dtype).removeprefix('torch.')}: the largest is"
             f" {max(float(tensor.abs().max()) for tensor in tensors):g}; serve with a dtype of more range"
         )
     if pin_memory:
-        weights = weights.pin_memory()
+        values = values.pin_memory()
     manifest = make_manifest(checkpoint, base)
     return Adapter(
         manifest=replace(manifest, name=name or manifest.name),
         spec=spec,
-        weights=weights,
-        size_bytes=weights.numel() * weights.element_size(),
+        weights=values,
+        size_bytes=values.numel() * values.element_size(),
     )

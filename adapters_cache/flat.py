@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -34,10 +34,11 @@ class FlatBuilder:
 
 
 class TensorSource:
-    """A checkpoint's tensors, each to be taken exactly once, in exactly the expected shape."""
+    """A checkpoint's tensors as float32, each to be taken exactly once, in exactly the expected shape."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._left = dict(tensors)
+        self._shared: dict[str, Tensor] = {}
 
     def take(self, key: str, *shape: int) -> Tensor:
         """Raises MalformedCheckpoint naming the tensor, its shape and the expected one."""
@@ -46,11 +47,26 @@ class TensorSource:
             raise MalformedCheckpoint(
                 f"tensor {key} is missing; the configuration expects it with shape {shape}", tensor=key
             )
-        if tuple(tensor.shape) != shape:
-            raise MalformedCheckpoint(
-                f"tensor {key} has shape {tuple(tensor.shape)}, the configuration expects {shape}", tensor=key
-            )
-        return tensor
+        _check_shape(key, tensor, shape)
+        return tensor.to(torch.float32)
+
+    def share(self, name: str, *shape: int) -> Tensor:
+        """Give a tensor of `shared_parameters`, which many modules may read. Raises MalformedCheckpoint."""
+        key = f"shared_parameters.{name}"
+        if key not in self._shared:
+            if key not in self._left:
+                raise MalformedCheckpoint(
+                    f"tensor {key} is missing, as in files saved from a model without a head;"
+                    " save the adapter from a model that has one",
+                    tensor=key,
+                )
+            self._shared[key] = self._left.pop(key)
+        _check_shape(key, self._shared[key], shape)
+        return self._shared[key].to(torch.float32)
+
+    def keys(self) -> Collection[str]:
+        """Those not taken yet."""
+        return self._left.keys()
 
     def check_empty(self) -> None:
         """Raises MalformedCheckpoint naming a tensor that nobody took."""
@@ -61,3 +77,10 @@ class TensorSource:
                 f" ({len(self._left)} such tensors)",
                 tensor=key,
             )
+
+
+def _check_shape(key: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise MalformedCheckpoint(
+            f"tensor {key} has shape {tuple(tensor.shape)}, the configuration expects {shape}", tensor=key
+        )

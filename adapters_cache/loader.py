@@ -8,6 +8,7 @@ import logging
 import torch
 
 from adapters_cache.build import build_adapter
+from adapters_cache.draft import BaseWeights
 from adapters_cache.failures import Failures, again
 from adapters_cache.flight import Flight
 from adapters_cache.formats.checkpoint import Checkpoint
@@ -34,10 +35,11 @@ class Loader:
         dtype: torch.dtype,
         *,
         timeout_s: float,
+        weights: BaseWeights | None = None,
         pin_memory: bool,
     ) -> None:
         self._origin, self._host, self._residency = origin, host, residency
-        self._base, self._dtype, self._pin_memory = base, dtype, pin_memory
+        self._base, self._dtype, self._weights, self._pin_memory = base, dtype, weights, pin_memory
         self._timeout_s = timeout_s
         self._failures = Failures()
 
@@ -77,7 +79,7 @@ class Loader:
             raise
 
     def _build(self, checkpoint: Checkpoint) -> Adapter:
-        return build_adapter(checkpoint, self._base, self._dtype, pin_memory=self._pin_memory)
+        return build_adapter(checkpoint, self._base, self._dtype, self._weights, pin_memory=self._pin_memory)
 
     def _accept(self, found: Adapter | AdapterRefused, record: Record, flight: Flight) -> Adapter:
         """Raises AdapterRefused unless this can be served, under this name."""

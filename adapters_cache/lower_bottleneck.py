@@ -7,55 +7,49 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters_cache.families import family_of
-from adapters_cache.flat import FlatBuilder, TensorSource
-from adapters_cache.formats.checkpoint import Checkpoint
+from adapters_cache.draft import Draft
 from adapters_cache.formats.fields import refusal
-from server.core import BaseInfo
-from server.errors import UnsupportedConfig
-from server.primitives import Affine, Bottleneck, BottleneckStyle, Residual, SiteKind, TensorSlice
+from adapters_cache.lower_coupling import lower_coupling
+from adapters_cache.lower_phm import phm_weight
+from server.primitives import Affine, Bottleneck, BottleneckStyle, Residual, SiteKind
 
 SAME_ACTIVATION = {"swish": "silu", "leakyrelu": "leaky_relu"}  # fewer distinct styles in a batch
 
 
-def lower_bottleneck(
-    checkpoint: Checkpoint, base: BaseInfo, source: TensorSource, flat: FlatBuilder
-) -> dict[tuple[int, SiteKind], Bottleneck]:
-    """Lower every site of every layer that is not left out. Raises MalformedCheckpoint, UnsupportedConfig."""
-    config = checkpoint.config
-    assert config is not None
-    _refuse_unsupported(config)
-    family, style = family_of(base.model_type), style_of(config)
+def lower_bottleneck(config: Mapping[str, Any], draft: Draft) -> None:
+    """Lower every site of every layer that is not left out, and the invertible block.
+
+    Raises MalformedCheckpoint, UnsupportedConfig.
+    """
+    if config["residual_before_ln"] == "post_add" and not (config["original_ln_before"] or config["is_parallel"]):
+        raise refusal("config.residual_before_ln", "post_add", "true or false where original_ln_before is false")
+    style = style_of(config, is_plugin=draft.family.is_plugin)
     kinds = [
         kind
         for kind, field in ((SiteKind.ATTENTION, "mh_adapter"), (SiteKind.OUTPUT, "output_adapter"))
         if config[field]
     ]
-    sites = {}
-    for layer in range(base.num_layers):
+    for layer in range(draft.base.num_layers):
         if layer in config["leave_out"] or not kinds:
             continue
-        width = width_of(config["reduction_factor"], layer, base.hidden_size)
+        width = width_of(config["reduction_factor"], layer, draft.base.hidden_size)
         for kind in kinds:
-            site = _Site(family.site(layer, kind), width, base.hidden_size, source, flat)
-            sites[layer, kind] = site.lower(config, style)
-    return sites
+            what = f"the bottleneck site {kind.value} of layer {layer}"
+            draft.check_free(draft.sites, (layer, kind), what)
+            path = draft.family.site(layer, kind, draft.base.layers_per_group)
+            site = _Site(path, width, config, draft).lower(style)
+            draft.put(draft.sites, (layer, kind), site, what)
+    if config["inv_adapter"] is not None:
+        lower_coupling(config, draft)
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    for field in ("phm_layer", "inv_adapter"):
-        if config[field]:
-            raise UnsupportedConfig(
-                f"config.{field} is {config[field]!r}: adapters of this kind are not supported yet",
-                field=f"config.{field}",
-                value=str(config[field]),
-            )
-    if config["residual_before_ln"] == "post_add" and not (config["original_ln_before"] or config["is_parallel"]):
-        raise refusal("config.residual_before_ln", "post_add", "true or false where original_ln_before is false")
+def style_of(config: Mapping[str, Any], *, is_plugin: bool = False) -> BottleneckStyle:
+    """Give the order of steps. Fields that have no effect in a configuration take one value, so that styles agree.
 
-
-def style_of(config: Mapping[str, Any]) -> BottleneckStyle:
-    """Give the order of steps. Fields that have no effect in a configuration take one value, so that styles agree."""
+    is_plugin  the family's own LayerNorm never runs after a bottleneck, whatever the configuration says
+    """
+    if is_plugin and not config["original_ln_after"]:
+        raise refusal("config.original_ln_after", False, "true: the library refuses anything else for this family")
     is_parallel, ln_after = config["is_parallel"], config["ln_after"]
     ln_before_core = config["original_ln_before"] and not is_parallel
     residual = Residual.INPUT
@@ -66,7 +60,7 @@ def style_of(config: Mapping[str, Any]) -> BottleneckStyle:
         activation=SAME_ACTIVATION.get(activation, activation),
         is_parallel=is_parallel,
         original_ln_before=ln_before_core,
-        original_ln_after=config["original_ln_after"],
+        original_ln_after=config["original_ln_after"] and not is_plugin,
         residual=residual,
         ln_before=config["ln_before"],
         ln_after=ln_after,
@@ -89,44 +83,44 @@ def width_of(reduction_factor: int | float | Mapping[str, int | float], layer: i
 class _Site:
     """One bottleneck being taken from the checkpoint and laid out."""
 
-    def __init__(self, path: str, width: int, hidden_size: int, source: TensorSource, flat: FlatBuilder) -> None:
-        self._path, self._width, self._hidden_size = path, width, hidden_size
-        self._source, self._flat = source, flat
+    def __init__(self, path: str, width: int, config: Mapping[str, Any], draft: Draft) -> None:
+        self._path, self._width, self._config, self._draft = path, width, config, draft
+        self._hidden_size = draft.base.hidden_size
 
-    def lower(self, config: Mapping[str, Any], style: BottleneckStyle) -> Bottleneck:
-        width, hidden = self._width, self._hidden_size
+    def lower(self, style: BottleneckStyle) -> Bottleneck:
+        hidden = (self._hidden_size,)
+        take, lay = self._draft.source.take, self._draft.flat.add
         # with ln_before the LayerNorm is the first module of adapter_down
-        down = self._affine(f"adapter_down.{int(style.ln_before)}", (width, hidden))
+        down, down_bias = self._linear(f"adapter_down.{int(style.ln_before)}", self._hidden_size, self._width)
+        up, up_bias = self._scaled(*self._linear("adapter_up", self._width, self._hidden_size))
         return Bottleneck(
             style=style,
-            width=width,
-            down=down,
-            up=self._up(config["scaling"]),
-            norm_before=self._affine("adapter_norm_before", (hidden,)) if style.ln_before else None,
-            norm_after=self._affine("adapter_norm_after", (hidden,)) if style.ln_after else None,
-            gate=self._affine("gate", (1, hidden)) if style.use_gating else None,
-            activation_weight=self._slope() if style.activation == "prelu" else None,
+            width=self._width,
+            down=Affine(lay(down), lay(down_bias)),
+            up=Affine(lay(up), lay(up_bias)),
+            norm_before=self._affine("adapter_norm_before", *hidden) if style.ln_before else None,
+            norm_after=self._affine("adapter_norm_after", *hidden) if style.ln_after else None,
+            gate=self._affine("gate", 1, *hidden) if style.use_gating else None,
+            activation_weight=lay(take(f"{self._path}.non_linearity.f.weight", 1))
+            if style.activation == "prelu"
+            else None,
         )
 
-    def _up(self, scaling: float | str) -> Affine:
-        """Scaling is linear, so it goes into weight and bias."""
-        weight = self._take("adapter_up.weight", self._hidden_size, self._width)
-        bias = self._take("adapter_up.bias", self._hidden_size)
+    def _linear(self, name: str, num_in: int, num_out: int) -> tuple[Tensor, Tensor]:
+        """Weight [out, in] and bias [out]."""
+        path, take = f"{self._path}.{name}", self._draft.source.take
+        if not self._config["phm_layer"]:
+            return take(f"{path}.weight", num_out, num_in), take(f"{path}.bias", num_out)
+        weight = phm_weight(self._config, path, num_in, num_out, self._draft.source)
+        return weight, take(f"{path}.b", num_out) if self._config["phm_bias"] else weight.new_zeros(num_out)
+
+    def _scaled(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaling is linear, so it goes into weight and bias of the up-projection."""
+        scaling = self._config["scaling"]
         if isinstance(scaling, str):
-            size = 1 if scaling == "learned" else self._hidden_size
-            factor = self._take("scaling", size)
-            weight, bias = weight.float() * factor.float().unsqueeze(1), bias.float() * factor.float()
-        elif scaling != 1.0:
-            weight, bias = weight.float() * scaling, bias.float() * scaling
-        return Affine(self._flat.add(weight), self._flat.add(bias))
+            factor = self._draft.source.take(f"{self._path}.scaling", 1 if scaling == "learned" else self._hidden_size)
+            return weight * factor.unsqueeze(1), bias * factor
+        return (weight, bias) if scaling == 1.0 else (weight * scaling, bias * scaling)
 
-    def _affine(self, name: str, shape: tuple[int, ...]) -> Affine:
-        weight = self._take(f"{name}.weight", *shape)
-        bias = self._take(f"{name}.bias", shape[0])
-        return Affine(self._flat.add(weight), self._flat.add(bias))
-
-    def _slope(self) -> TensorSlice:
-        return self._flat.add(self._take("non_linearity.f.weight", 1))
-
-    def _take(self, name: str, *shape: int) -> Tensor:
-        return self._source.take(f"{self._path}.{name}", *shape)
+    def _affine(self, name: str, *shape: int) -> Affine:
+        return self._draft.affine(f"{self._path}.{name}", *shape)

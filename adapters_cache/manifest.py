@@ -16,14 +16,15 @@ from server.core import BaseInfo, Manifest
 
 def make_manifest(checkpoint: Checkpoint, base: BaseInfo) -> Manifest:
     """Describe a checkpoint as served on `base`. Hashes every tensor: not on the event loop."""
-    head_tensors = checkpoint.head.tensors if checkpoint.head else {}
-    tensors = [*checkpoint.tensors.values(), *head_tensors.values()]
+    tensors = [*checkpoint.tensors.values()]
+    for head in checkpoint.heads:
+        tensors += head.tensors.values()
     return Manifest(
         name=checkpoint.name,
         digest=digest_of(checkpoint, base.fingerprint),
         method=checkpoint.method,
-        model_type=checkpoint.model_type,
-        hidden_size=checkpoint.hidden_size,
+        model_type=base.model_type,  # PEFT's checkpoints do not tell
+        hidden_size=base.hidden_size,
         num_parameters=sum(tensor.numel() for tensor in tensors),
     )
 
@@ -31,19 +32,23 @@ def make_manifest(checkpoint: Checkpoint, base: BaseInfo) -> Manifest:
 def digest_of(checkpoint: Checkpoint, base_fingerprint: str) -> str:
     """Give the sha256, hex, of everything that answers depend on.
 
-    Names are not part of it, nor is the file format; the dtype of the stored tensors is.
+    Names are not part of it, but for those of further heads, nor is the file format; the dtype of the tensors is.
     """
     head = checkpoint.head
-    description = {
+    description: dict[str, Any] = {
         "model_type": checkpoint.model_type,
         "hidden_size": checkpoint.hidden_size,
         "config": checkpoint.config,
         "head": head.config if head else None,
         "base": base_fingerprint,
     }
+    # keys of the groups cannot meet: every head's key starts with "heads.", a further head's with a colon
+    tensors = {**checkpoint.tensors, **(head.tensors if head else {})}
+    for other in checkpoint.other_heads:
+        description.setdefault("other_heads", []).append([other.name, other.config])
+        tensors |= {f":{other.name}:{key}": tensor for key, tensor in other.tensors.items()}
     digest = hashlib.sha256(_json(description))
-    # keys of the two groups cannot meet: every head's key starts with "heads."
-    for key, tensor in sorted({**checkpoint.tensors, **(head.tensors if head else {})}.items()):
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[0]):
         digest.update(_json([key, str(tensor.dtype), list(tensor.shape)]))
         digest.update(_data(tensor))
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from adapters_cache.failures import Failure, FolderState
 from adapters_cache.formats.adapterhub import is_adapter, read_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
+from adapters_cache.formats.setups import is_setup
 from adapters_cache.registry import is_name
 from server.errors import AdapterRefused
 
@@ -108,7 +109,8 @@ class FolderOrigin:
         return found
 
     def _find(self, name: str) -> Path | None:
-        return next((folder / name for folder in self._folders if is_adapter(folder / name)), None)
+        found = (folder / name for folder in self._folders if is_adapter(folder / name))
+        return next((path for path in found if "/" not in name or is_setup(path.parent)), None)
 
     def _read(
         self,

@@ -11,11 +11,14 @@ from pathlib import Path
 from server.core import BASE, Manifest, Tier
 from server.errors import AdapterNotFound, InvalidInput
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+NAME = re.compile(rf"(?:{_WORD}/)?{_WORD}(?:,{_WORD})*")
+MAX_NAME_CHARS = 256
 
 
 def is_name(name: str) -> bool:
-    return NAME.fullmatch(name) is not None and name != BASE
+    """A word; of a fusion several, with commas in between; of a saved setup's parts behind its name and a slash."""
+    return len(name) <= MAX_NAME_CHARS and NAME.fullmatch(name) is not None and name != BASE
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +40,7 @@ class Record:
     sizes: Mapping[Tier, int] = field(default_factory=dict)
     task: str = ""
     labels: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     is_pinned: bool = False
     loaded_at: float | None = None
     last_used_at: float | None = None
@@ -59,7 +63,7 @@ class Registry:
         if not is_name(name):
             raise InvalidInput(
                 f"{name[:128]!r} cannot be an adapter's name: 1 to 128 letters, digits, '.', '_' and '-', starting with"
-                f" a letter or digit, and not {BASE!r}"
+                f" a letter or digit, and not {BASE!r}; a fusion's may have commas"
             )
         record = self._records.get(name)
         if record is None:

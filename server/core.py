@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from server.composition import Leaf, Node
 from server.primitives import AdapterSpec
 
 BASE = "base"  # the reserved adapter name that asks for the base model alone
@@ -31,8 +32,11 @@ class Pooling(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TextInput:
+    """`choices` are second segments of a multiple-choice question, each read with the text on its own."""
+
     text: str
     text_pair: str | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,19 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One adapter, 1..N inputs. `deadline` is on the clock of `time.monotonic`, None means no limit."""
+    """One adapter or composition, 1..N inputs.
+
+    deadline      on the clock of `time.monotonic`, None means no limit
+    heads         names of the heads that answer instead of the usual one
+    skip_layers   layers without adapters
+    """
 
     adapter: str
     inputs: tuple[Input, ...]
     parameters: Parameters = Parameters()
     deadline: float | None = None
+    heads: tuple[str, ...] = ()
+    skip_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,7 @@ class Encoding:
     segments: tuple[int, ...] = ()
     tokens: tuple[str, ...] = ()
     word_ids: tuple[int | None, ...] = ()
+    word_starts: tuple[int, ...] = ()  # first token of each word and the token behind the last, for parsers
     is_truncated: bool = False
 
     @property
@@ -103,6 +115,12 @@ class BaseInfo:
     max_tokens: int
     vocab_size: int
     type_vocab_size: int
+    embedding_size: int = 0  # 0: as hidden_size
+    num_heads: int = 1
+    intermediate_size: int = 0
+    pad_token_id: int = 0
+    mask_token_id: int | None = None
+    layers_per_group: int = 1  # ALBERT's inner_group_num: layer i is layer i % n of group i // n
     has_pooler: bool = True
 
 
@@ -112,7 +130,7 @@ class Manifest:
 
     name      as registered; not part of the digest
     digest    sha256 over configuration, tensors, head and base fingerprint, hex
-    method    "bottleneck", or "none" for a head alone
+    method    short, for tables: "bottleneck", "lora", "prefix_tuning", "union", "fusion", "none" for a head alone, ...
     """
 
     name: str
@@ -139,6 +157,58 @@ class Adapter:
     @property
     def digest(self) -> str:
         return self.manifest.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One result of a sample.
+
+    node   tree whose leaves are indices of the target's parts; None for the base alone
+    head   index of the part whose head answers, and of that head among the part's; None for pooled token vectors.
+           Not its name: two names of one adapter share its slot
+    """
+
+    node: Node | None
+    head: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """What a sample goes through: every adapter and fusion that takes part, and one branch per result.
+
+    digest   of the adapter; of a composition, sha256 over its tree with the digests of its parts
+    """
+
+    digest: str
+    parts: tuple[Adapter, ...]
+    branches: tuple[Branch, ...]
+    skip_layers: frozenset[int] = frozenset()
+
+
+def target_of(adapter: Adapter | None) -> Target:
+    """A single adapter with its own head, or the base alone."""
+    if adapter is None:
+        return Target(BASE, (), (Branch(None, None),))
+    head = own_head(adapter)
+    return Target(adapter.digest, (adapter,), (Branch(Leaf(0), None if head is None else (0, head)),))
+
+
+def own_head(adapter: Adapter) -> int | None:
+    """Index of the head that answers unless a request names another."""
+    head = adapter.spec.head
+    return None if head is None else adapter.spec.all_heads.index(head)
+
+
+class TargetLease(Protocol):
+    """The right to use every part of a target in host memory. Release once.
+
+    names   of each branch: its adapters as an expression, and its head, empty for pooled vectors
+    """
+
+    target: Target
+    names: tuple[tuple[str, str], ...]
+
+    def release(self) -> None: ...
 
 
 class HostLease(Protocol):
@@ -168,7 +238,7 @@ class Sample:
     """One input on its way through the scheduler. `reply` is resolved with a SampleOutput or an error."""
 
     encoding: Encoding
-    adapter: Adapter | None
+    target: Target
     pooling: Pooling
     reply: Future[SampleOutput]
     deadline: float | None
@@ -182,7 +252,7 @@ class Sample:
 
     @property
     def digest(self) -> str:
-        return self.adapter.digest if self.adapter else BASE
+        return self.target.digest
 
 
 _batch_ids = itertools.count(1)
@@ -190,7 +260,7 @@ _batch_ids = itertools.count(1)
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Samples of one forward pass and the slot lease of each distinct adapter among them, by digest."""
+    """Samples of one forward pass and the slot lease of each distinct part among their targets, by digest."""
 
     samples: list[Sample]
     leases: Mapping[str, SlotLease]
@@ -214,18 +284,34 @@ class BatchInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleOutput:
-    """What the device gave for one sample, float32 on the host.
+class BranchOutput:
+    """What the device gave for one result, float32 on the host.
 
-    values    logits [C] or [T, C] of a head, or the pooled vector [H] of an adapter without one
+    values    logits [C] or [T, C] of a head (of masked language models only where the tokens are masks), or the pooled
+              vector [H] of an adapter without one; of a parser the arc scores [W, W+1]
+    relations [W, W+1, C] of a parser, for W words
+    hidden    token vectors [T, H], and pooler [H], where they were asked for
     """
 
     values: NDArray[np.float32]
+    relations: NDArray[np.float32] | None = None
+    hidden: NDArray[np.float32] | None = None
+    pooler: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOutput:
+    """What the device gave for one sample: a result per branch of its target."""
+
+    branches: tuple[BranchOutput, ...]
     batch: BatchInfo
     queue_s: float
     compute_s: float
-    hidden: NDArray[np.float32] | None = None  # [T, H]
-    pooler: NDArray[np.float32] | None = None  # [H]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """Those of the first branch."""
+        return self.branches[0].values
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +372,69 @@ class Embedding:
     values: NDArray[np.float32]
 
 
-Answer = Classification | MultiLabel | Regression | TokenClassification | QuestionAnswering | Embedding
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`index` counts the choices of the input."""
+
+    index: int
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class MultipleChoice:
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    text: str
+    id: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Where a mask stands (as a Span's offsets) and the likeliest tokens for it."""
+
+    start: int
+    end: int
+    tokens: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FillMask:
+    masks: tuple[Mask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a dependency tree. `head` counts words from 1, 0 is the root; `score` is its probability."""
+
+    text: str
+    start: int
+    end: int
+    head: int
+    relation: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    words: tuple[Word, ...]
+
+
+Answer = (
+    Classification
+    | MultiLabel
+    | Regression
+    | TokenClassification
+    | QuestionAnswering
+    | Embedding
+    | MultipleChoice
+    | FillMask
+    | Dependencies
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,14 +448,21 @@ class TokenInfo:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer for one input."""
+    """The answer for one input.
 
-    answer: Answer
+    answer     None where `parallel` has several, one per branch
+    adapter    of a result in `parallel`: its branch as an expression, and `head`, empty for an embedding
+    """
+
+    answer: Answer | None
     num_tokens: int
     is_truncated: bool
     batch: BatchInfo
     logits: NDArray[np.float32] | None = None
     tokens: tuple[TokenInfo, ...] = ()
+    parallel: tuple[Result, ...] = ()
+    adapter: str = ""
+    head: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +484,12 @@ class Tier(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AdapterStatus:
-    """What the admin API tells of one registered name."""
+    """What the admin API tells of one registered name.
+
+    method       of what has no manifest yet; a manifest's own wins
+    heads        names of all its heads
+    composition  the expression that a named composition stands for, or that uses a fusion
+    """
 
     name: str
     tier: Tier
@@ -342,3 +502,6 @@ class AdapterStatus:
     loaded_at: float | None = None  # unix seconds
     last_used_at: float | None = None
     error: str = ""
+    method: str = ""
+    heads: tuple[str, ...] = ()
+    composition: str = ""

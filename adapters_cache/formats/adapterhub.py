@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from adapters_cache.families import family_of
-from adapters_cache.formats.checkpoint import Checkpoint, HeadCheckpoint
+from adapters_cache.formats.checkpoint import FUSION, Checkpoint, HeadCheckpoint
 from adapters_cache.formats.configs import canonical_config
+from adapters_cache.formats.files import DEFAULT_MAX_BYTES, Envelope, Limits, read_tensors
+from adapters_cache.formats.fusions import FUSION_CONFIG, FUSION_FILES, fusion_file_keys, is_fusion, read_fusion
 from adapters_cache.formats.heads import file_config, head_file_keys, read_head
 from adapters_cache.formats.keys import adapter_tensors, drop_aliases, file_keys, with_aliases, without_layers
-from adapters_cache.formats.pickles import TIMEOUT_S, read_pickle
-from adapters_cache.formats.safe_file import read_json, read_safetensors
-from server.config import CacheConfig
+from adapters_cache.formats.peft import is_peft, read_peft
+from adapters_cache.formats.pickles import TIMEOUT_S
+from adapters_cache.formats.safe_file import read_json
+from adapters_cache.formats.settle import settled
 from server.core import BaseInfo
 from server.errors import InvalidInput, MalformedCheckpoint
 
@@ -26,20 +30,11 @@ ADAPTER_CONFIG, HEAD_CONFIG = "adapter_config.json", "head_config.json"
 ADAPTER_FILES = ("adapter.safetensors", "pytorch_adapter.bin")
 HEAD_FILES = ("model_head.safetensors", "pytorch_model_head.bin")
 VERSION = "adapters.1.3.0"  # of the layout that is written here
-DEFAULT_MAX_BYTES = CacheConfig().max_adapter_bytes
-T = TypeVar("T")
-
-
-class _Limits(NamedTuple):
-    """For each tensor file."""
-
-    max_bytes: int
-    pickle_timeout_s: float
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a directory holds an adapter or a head."""
-    return (path / ADAPTER_CONFIG).is_file() or (path / HEAD_CONFIG).is_file()
+    """Whether a directory holds an adapter, a head or a fusion."""
+    return (path / ADAPTER_CONFIG).is_file() or (path / HEAD_CONFIG).is_file() or is_fusion(path)
 
 
 def read_checkpoint(
@@ -51,7 +46,7 @@ def read_checkpoint(
     max_bytes: int = DEFAULT_MAX_BYTES,
     pickle_timeout_s: float = TIMEOUT_S,
 ) -> Checkpoint:
-    """Read the adapter and the head of a directory; either may be missing.
+    """Read the adapter and the heads of a directory, either of which may be missing, or the fusion.
 
     name       what to call it; by default what its own configuration says
     leave_out  layers to drop besides those that the configuration leaves out
@@ -61,26 +56,52 @@ def read_checkpoint(
     Reads files, and may wait for another process: not on the event loop. Raises MalformedCheckpoint, UnsupportedConfig.
     """
     head_path = head_path or path
-    limits = _Limits(max_bytes, pickle_timeout_s)
+    limits = Limits(max_bytes, pickle_timeout_s)
     if not is_adapter(path):
-        raise MalformedCheckpoint(f"neither {ADAPTER_CONFIG} nor {HEAD_CONFIG} is there")
-    adapter = _read_adapter(path, leave_out, limits) if (path / ADAPTER_CONFIG).is_file() else None
+        raise MalformedCheckpoint(f"neither {ADAPTER_CONFIG} nor {HEAD_CONFIG} nor {FUSION_CONFIG} is there")
+    if not (path / ADAPTER_CONFIG).is_file() and is_fusion(path):
+        fusion = read_fusion(path, limits)
+        return replace(fusion, name=name or fusion.name)
+    envelope = read_json(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else None
+    if envelope is not None and is_peft(envelope):
+        return read_peft(path, envelope, name=name or path.name, limits=limits)
+    adapter = _read_adapter(path, leave_out, limits) if envelope is not None else None
     own_name = adapter.name if adapter else (name or path.name)
-    head = _read_head(head_path, own_name, limits) if (head_path / HEAD_CONFIG).is_file() else None
-    if head is None:
-        assert adapter is not None
-        found = adapter
-    elif adapter is None:
-        found = head
-    else:
-        _check_same_base(adapter, head)
-        fingerprint = adapter.base_fingerprint or head.base_fingerprint
-        found = _copy(adapter, adapter.name, head.head, fingerprint)
-    return _copy(found, name or found.name, found.head, found.base_fingerprint)
+    heads = [_read_head(folder, own_name, limits) for folder in _head_folders(path, head_path)]
+    found = _join(adapter, heads)
+    return _renamed(found, name) if name else found
 
 
-def _copy(found: Checkpoint, name: str, head: HeadCheckpoint | None, fingerprint: str) -> Checkpoint:
-    return Checkpoint(name, found.model_type, found.hidden_size, found.config, found.tensors, head, fingerprint)
+def _head_folders(path: Path, head_path: Path) -> list[Path]:
+    """The adapter's own head, or the one that replaces it, and those the library wrote into sub-folders."""
+    inside = sorted(
+        folder
+        for folder in path.iterdir()
+        if (folder / HEAD_CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file()
+    )
+    first = [head_path] if (head_path / HEAD_CONFIG).is_file() else []
+    return first + [folder for folder in inside if folder != head_path]
+
+
+def _join(adapter: Checkpoint | None, found: list[Checkpoint]) -> Checkpoint:
+    """The head that answers by default is the first one read, or else the one named like the adapter."""
+    result = adapter or found[0]
+    for head in found:
+        _check_same_base(result, head)
+        result = replace(result, base_fingerprint=result.base_fingerprint or head.base_fingerprint)
+    heads = [head.head for head in found if head.head is not None]
+    if len({head.name for head in heads}) < len(heads):
+        raise MalformedCheckpoint("two heads have one name", field="name")
+    own = heads[0] if heads else None
+    return replace(result, head=own, other_heads=tuple(head for head in heads if head is not own))
+
+
+def _renamed(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Call the adapter, and the head of its name, something else."""
+    head = checkpoint.head
+    if head is not None and head.name == checkpoint.name and checkpoint.config is not None:
+        head = HeadCheckpoint(name, head.config, head.tensors)
+    return replace(checkpoint, name=name, head=head)
 
 
 def _check_same_base(adapter: Checkpoint, head: Checkpoint) -> None:
@@ -92,60 +113,39 @@ def _check_same_base(adapter: Checkpoint, head: Checkpoint) -> None:
             )
 
 
-def _read_adapter(path: Path, leave_out: Collection[int], limits: _Limits) -> Checkpoint:
-    envelope = read_json(path / ADAPTER_CONFIG)
-    name = _field(envelope, "name", str, ADAPTER_CONFIG)
-    model_type = _field(envelope, "model_type", str, ADAPTER_CONFIG)
-    hidden_size = _field(envelope, "hidden_size", int, ADAPTER_CONFIG)
+def _read_adapter(path: Path, leave_out: Collection[int], limits: Limits) -> Checkpoint:
+    envelope = Envelope.read(path / ADAPTER_CONFIG)
+    name, model_type = envelope.name, envelope.model_type
     # a configuration that cannot be served is refused by name before its tensors are even looked at
-    canonical_config(envelope, has_invertible=True)
-    tensors = adapter_tensors(_read_tensors(path, ADAPTER_FILES, limits), model_type, name)
+    canonical_config(envelope.values, has_invertible=True)
+    tensors = adapter_tensors(read_tensors(path, ADAPTER_FILES, limits), model_type, name)
     has_invertible = any(key.startswith("invertible_adapters.") for key in tensors)
-    config = canonical_config(envelope, has_invertible=has_invertible)
-    tensors = drop_aliases(tensors, **_alias_flags(config))
+    tensors = drop_aliases(tensors)
+    config = settled(canonical_config(envelope.values, has_invertible=has_invertible), tensors)
     if leave_out:
-        config["leave_out"] = sorted({*config["leave_out"], *leave_out})
         tensors = without_layers(tensors, leave_out)
-    return Checkpoint(name, model_type, hidden_size, config, tensors, None, _fingerprint(envelope))
+        config = _leaving_out(config, leave_out)
+    return Checkpoint(
+        name, model_type, envelope.hidden_size, config, tensors, base_fingerprint=envelope.base_fingerprint
+    )
 
 
-def _read_head(path: Path, name: str, limits: _Limits) -> Checkpoint:
-    envelope = read_json(path / HEAD_CONFIG)
-    model_type = _field(envelope, "model_type", str, HEAD_CONFIG)
-    hidden_size = _field(envelope, "hidden_size", int, HEAD_CONFIG)
-    head = read_head(envelope, _read_tensors(path, HEAD_FILES, limits), name)
-    return Checkpoint(head.name, model_type, hidden_size, None, {}, head, _fingerprint(envelope))
+def _leaving_out(config: Mapping[str, Any], layers: Collection[int]) -> dict[str, Any]:
+    if "configs" in config:
+        return {**config, "configs": [_leaving_out(member, layers) for member in config["configs"]]}
+    if "leave_out" not in config:
+        return dict(config)
+    return {**config, "leave_out": sorted({*config["leave_out"], *layers})}
 
 
-def _read_tensors(path: Path, names: tuple[str, str], limits: _Limits) -> dict[str, Tensor]:
-    safe, pickled = (path / name for name in names)
-    if safe.exists():
-        return read_safetensors(safe, limits.max_bytes)
-    if pickled.exists():
-        return read_pickle(pickled, limits.max_bytes, limits.pickle_timeout_s)
-    raise MalformedCheckpoint(f"there is a configuration, but neither {names[0]} nor {names[1]}", file=names[0])
-
-
-def _field(envelope: Mapping[str, Any], field: str, kind: type[T], file: str) -> T:
-    value = envelope.get(field)
-    if type(value) is not kind or not value:
-        raise MalformedCheckpoint(f"{field} in {file} is {value!r}, expected a {kind.__name__}", field=field)
-    return value
-
-
-def _fingerprint(envelope: Mapping[str, Any]) -> str:
-    value = envelope.get("base_fingerprint", "")
-    if not isinstance(value, str):
-        raise MalformedCheckpoint(f"base_fingerprint is {value!r}, expected text", field="base_fingerprint")
-    return value
-
-
-def _alias_flags(config: Mapping[str, Any]) -> dict[str, bool]:
-    return {"ln_before": config["ln_before"], "prelu": config["non_linearity"] == "prelu"}
+def _read_head(path: Path, name: str, limits: Limits) -> Checkpoint:
+    envelope = Envelope.read(path / HEAD_CONFIG)
+    head = read_head(envelope.values, read_tensors(path, HEAD_FILES, limits), name)
+    return Checkpoint(head.name, envelope.model_type, envelope.hidden_size, None, {}, head, envelope.base_fingerprint)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, base: BaseInfo, dtype: torch.dtype | None = None) -> None:
-    """Write an adapter and its head as safetensors in AdapterHub's layout, marked with the base's fingerprint.
+    """Write an adapter and its heads, or a fusion, as safetensors in AdapterHub's layout, with the base's fingerprint.
 
     dtype  what to store the weights as; by default as they are
     Raises InvalidInput for a name with a dot, which the library cannot load.
@@ -161,15 +161,28 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, base: BaseInfo, dtype: 
         "hidden_size": checkpoint.hidden_size,
         "version": VERSION,
         "base_fingerprint": base.fingerprint,
+        "name": checkpoint.name,
     }
-    if checkpoint.head is not None:
-        _save(path / HEAD_FILES[0], head_file_keys(checkpoint.head), dtype)
-        config = file_config(checkpoint.head)
-        _dump(path / HEAD_CONFIG, envelope | {"name": checkpoint.head.name, "config": config})
-    if checkpoint.config is not None:
-        tensors = with_aliases(checkpoint.tensors, **_alias_flags(checkpoint.config))
-        _save(path / ADAPTER_FILES[0], file_keys(tensors, family.prefix, checkpoint.name), dtype)
-        _dump(path / ADAPTER_CONFIG, envelope | {"name": checkpoint.name, "config": dict(checkpoint.config)})
+    for head in checkpoint.heads:
+        _write_head(path if head is checkpoint.head else path / head.name, head, envelope, dtype)
+    if checkpoint.config is None:
+        return
+    config = dict(checkpoint.config)
+    if config.get("architecture") == FUSION:
+        del config["architecture"]
+        envelope |= {"adapter_names": config.pop("members"), "config": config}
+        _save(path / FUSION_FILES[0], fusion_file_keys(checkpoint.tensors, family, checkpoint.name), dtype)
+        _dump(path / FUSION_CONFIG, envelope)
+    else:
+        tensors = file_keys(with_aliases(checkpoint.tensors), family, checkpoint.name)
+        _save(path / ADAPTER_FILES[0], tensors, dtype)
+        _dump(path / ADAPTER_CONFIG, envelope | {"config": config})
+
+
+def _write_head(path: Path, head: HeadCheckpoint, envelope: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    path.mkdir(exist_ok=True)
+    _save(path / HEAD_FILES[0], head_file_keys(head), dtype)
+    _dump(path / HEAD_CONFIG, {**envelope, "name": head.name, "config": file_config(head)})
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:

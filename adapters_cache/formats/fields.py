@@ -90,6 +90,29 @@ def positive_number(field: str, value: Any) -> int | float:
     return int(value) if float(value).is_integer() else float(value)
 
 
+def count(field: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise refusal(field, value, "a whole number of at least 0")
+    return value
+
+
+def optional_count(field: str, value: Any) -> int | None:
+    return None if value is None else positive_int(field, value)
+
+
+def number(field: str, value: Any) -> int | float:
+    if not _is_number(value):
+        raise refusal(field, value, "a number")
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def float_only(field: str, value: Any) -> float | None:
+    """The library takes a whole number here for nothing."""
+    if value is not None and not _is_number(value):
+        raise refusal(field, value, "a number or null")
+    return value if isinstance(value, float) else None
+
+
 def optional_number(field: str, value: Any) -> int | float | None:
     return None if value is None else positive_number(field, value)
 
@@ -109,6 +132,18 @@ def activation(field: str, value: Any) -> str:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise refusal(field, value, f"one of {', '.join(sorted(ACTIVATIONS))}")
     return name
+
+
+def plain_activation(field: str, value: Any) -> str:
+    name = activation(field, value)
+    if name == "prelu":
+        raise refusal(field, value, "an activation without weights of its own")
+    return name
+
+
+def optional_activation(field: str, value: Any) -> str | None:
+    """null is the identity."""
+    return None if value is None else plain_activation(field, value)
 
 
 def scaling(field: str, value: Any) -> float | str:
@@ -131,6 +166,17 @@ def layers(field: str, value: Any) -> list[int]:
     if not isinstance(value, list) or any(type(layer) is not int or layer < 0 for layer in value):
         raise refusal(field, value, "a list of layer numbers")
     return sorted(set(value))
+
+
+def all_or_layers(field: str, value: Any) -> str | list[int]:
+    return "all" if value == "all" else layers(field, value)
+
+
+def matrices(field: str, value: Any) -> list[str]:
+    """Names of attention matrices, in the one order that fused projections keep."""
+    if not isinstance(value, list) or any(name not in ("q", "k", "v") for name in value):
+        raise refusal(field, value, 'a list of "q", "k" and "v"')
+    return [name for name in ("q", "k", "v") if name in value]
 
 
 def one_of(*values: str | None) -> Callable[[str, Any], Any]:

@@ -2,19 +2,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from make_adapters import CONFIGS, HEADS, make_adapter, make_variant, random_checkpoint
-from safetensors.torch import load_file
+from make_adapters import (
+    CONFIGS,
+    HEADS,
+    OTHER_HEADS,
+    configs_for,
+    make_adapter,
+    make_fusion,
+    make_variant,
+    random_checkpoint,
+    random_head,
+)
+from safetensors.torch import load_file, save_file
 
+from adapters_cache.families import FAMILIES, family_of
 from adapters_cache.formats.adapterhub import read_checkpoint, write_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
+from adapters_cache.formats.fusions import FUSION_FILES
+from adapters_cache.lowering import lower
 from adapters_cache.manifest import digest_of, make_manifest
 from server.core import BaseInfo
 from server.errors import AdapterdError, MalformedCheckpoint, UnsupportedConfig
+from server.primitives import SiteKind
 
 
 def assert_equal(one: Checkpoint, two: Checkpoint) -> None:
@@ -39,7 +54,70 @@ def edit(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("index", range(len(CONFIGS) * len(HEADS)))
 def test_what_is_written_is_read_back(tmp_path: Path, base: BaseInfo, index: int) -> None:
-    written = make_variant(tmp_path / "a", base, index)
+    written = make_variant(tmp_path / "a", base, index, configs=CONFIGS)
+    assert_equal(read_checkpoint(tmp_path / "a"), written)
+
+
+@pytest.mark.parametrize("model_type", [*FAMILIES])
+def test_every_method_and_head_of_every_family_is_read_back(tmp_path: Path, base: BaseInfo, model_type: str) -> None:
+    base = dataclasses.replace(base, model_type=model_type, layers_per_group=3 if model_type == "albert" else 1)
+    heads = [head for head in (*HEADS, *OTHER_HEADS) if family_of(model_type).has_pooler or not pools(head)]
+    for index in range(len(configs_for(base))):
+        written = make_variant(tmp_path / f"{index}", base, index * (1 + len(configs_for(base))), heads=heads)
+        assert_equal(read_checkpoint(tmp_path / f"{index}"), written)
+
+
+def pools(head: Mapping[str, Any] | None) -> bool:
+    return bool(head and head.get("use_pooler"))
+
+
+@pytest.mark.parametrize("as_bin", [False, True])
+def test_fusion_is_read_back(tmp_path: Path, base: BaseInfo, as_bin: bool) -> None:
+    kinds = (SiteKind.ATTENTION, SiteKind.OUTPUT)
+    written = make_fusion(tmp_path / "f", base, ["a", "b"], kinds=kinds, name="my_fusion", as_bin=as_bin)
+    assert_equal(read_checkpoint(tmp_path / "f"), written)
+    assert written.method == "fusion" and read_checkpoint(tmp_path / "f", name="x").name == "x"
+
+
+def test_fusion_of_old_files_names_its_members_by_its_name(tmp_path: Path, base: BaseInfo) -> None:
+    make_fusion(tmp_path / "f", base, ["a", "b"], config="static")
+    edit(tmp_path / "f" / "adapter_fusion_config.json", adapter_names=..., version=..., config="static")
+    config = read_checkpoint(tmp_path / "f").config
+    assert config is not None and config["members"] == ["a", "b"] and config["value"] is False
+
+
+def test_tensors_of_a_fusion_whose_name_begins_alike_are_left_out(tmp_path: Path, base: BaseInfo) -> None:
+    written = make_fusion(tmp_path / "f", base, ["a", "b"])
+    make_fusion(tmp_path / "g", base, ["a", "bc"], seed=1)
+    both = {**load_file(tmp_path / "f" / FUSION_FILES[0]), **load_file(tmp_path / "g" / FUSION_FILES[0])}
+    save_file(both, tmp_path / "f" / FUSION_FILES[0])
+    assert_equal(read_checkpoint(tmp_path / "f"), written)
+
+
+def test_heads_in_folders_of_their_own_are_read_too(tmp_path: Path, base: BaseInfo) -> None:
+    one = random_checkpoint(base, head={"head_type": "tagging"}, name="a")
+    others = tuple(random_head(name, base, {"head_type": "classification"}) for name in ("x", "y"))
+    write_checkpoint(tmp_path / "a", dataclasses.replace(one, other_heads=others), base)
+    found = read_checkpoint(tmp_path / "a")
+    assert found.head and found.head.name == "a" and [head.name for head in found.other_heads] == ["x", "y"]
+    spec, _ = lower(found, base)
+    assert [*spec.heads] == ["a", "x", "y"] and spec.head is spec.heads["a"]
+    assert digest_of(found, "f") != digest_of(one, "f")
+
+
+def test_renamed_adapter_has_its_head_under_the_new_name(tmp_path: Path, base: BaseInfo) -> None:
+    make_adapter(tmp_path / "a", base, config="prompt_tuning", head={"head_type": "tagging"})
+    found = read_checkpoint(tmp_path / "a", name="b")
+    assert found.name == "b" and found.head is not None and found.head.name == "b"
+    assert lower(found, base)[0].prompt is not None
+
+
+@pytest.mark.parametrize(("field", "value"), [("phm_layer", False), ("phm_bias", False), ("shared_phm_rule", False)])
+def test_fields_that_the_library_mixes_up_are_taken_from_tensors(
+    tmp_path: Path, base: BaseInfo, field: str, value: object
+) -> None:
+    written = make_adapter(tmp_path / "a", base, config="compacter[reduction_factor=4,phm_dim=2]")
+    edit(tmp_path / "a" / "adapter_config.json", config={**(written.config or {}), field: value, "phm_dim": 4})
     assert_equal(read_checkpoint(tmp_path / "a"), written)
 
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from adapters_cache.formats.configs import ALIASES, BOTTLENECK_FIELDS, NAMED, canonical_config
+from adapters_cache.formats.configs import canonical_config
+from adapters_cache.formats.named import ALIASES, NAMED, UNIONS
+from adapters_cache.formats.schemas import SCHEMAS
 from server.errors import UnsupportedConfig
 
 MODERN = {"version": "adapters.1.3.0"}
@@ -21,7 +23,8 @@ def read_old(config: object, *, has_invertible: bool = False, **envelope: object
 
 @pytest.mark.parametrize("name", [*NAMED, *ALIASES])
 def test_named_configuration_has_every_field(name: str) -> None:
-    assert read(name, has_invertible=True).keys() == BOTTLENECK_FIELDS.keys()
+    config = read(name, has_invertible=True)
+    assert config.keys() == SCHEMAS[config.get("architecture")].fields.keys()
 
 
 def test_old_name_means_the_same_as_the_new_one() -> None:
@@ -49,6 +52,10 @@ def test_missing_field_without_default_is_named(field: str) -> None:
 def test_unknown_field_is_refused_with_its_value() -> None:
     with pytest.raises(UnsupportedConfig, match="config.frobnicate is 7"):
         read({**REQUIRED, "frobnicate": 7})
+
+
+def test_unknown_field_of_the_first_years_is_dropped() -> None:
+    assert read_old({**REQUIRED, "frobnicate": 7}) == read_old(REQUIRED)
 
 
 def test_training_fields_and_leftovers_are_ignored() -> None:
@@ -92,16 +99,67 @@ def test_wrong_value_is_refused_by_field(field: str, value: object) -> None:
         read({**REQUIRED, field: value})
 
 
-@pytest.mark.parametrize("architecture", ["lora", "prefix_tuning", "union", "reft", "prompt_tuning", "mtl_lora"])
+@pytest.mark.parametrize("architecture", ["adaptformer", "union "])
 def test_other_method_is_refused_by_name(architecture: str) -> None:
     with pytest.raises(UnsupportedConfig, match=architecture):
         read({"architecture": architecture})
 
 
-@pytest.mark.parametrize("text", ["lora", "mam", "seq_bn|lora[r=4]", "", "seq_bn[", "nothing[]"])
-def test_string_that_names_no_bottleneck_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["prefix", "mam[r=3]", "seq_bn|", "", "seq_bn[", "nothing[]"])
+def test_string_that_names_no_configuration_is_refused(text: str) -> None:
     with pytest.raises(UnsupportedConfig, match="config"):
         read(text)
+
+
+def test_union_has_its_members_in_full() -> None:
+    union = read("seq_bn[reduction_factor=8]|lora[r=4]")
+    assert union == {"architecture": "union", "configs": [read("seq_bn[reduction_factor=8]"), read("lora[r=4]")]}
+    for name, members in UNIONS.items():
+        configs = read(name)["configs"]
+        assert [member.get("architecture") for member in configs] == [m.get("architecture") for m in members]
+    assert [member["use_gating"] for member in read("unipelt")["configs"]] == [True] * 3
+
+
+@pytest.mark.parametrize("members", [None, [], "lora", [3], [{"architecture": "union", "configs": []}]])
+def test_union_of_anything_else_is_refused(members: object) -> None:
+    with pytest.raises(UnsupportedConfig, match="config"):
+        read({"architecture": "union", "configs": members})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attn_matrices", "qv"),
+        ("attn_matrices", ["o"]),
+        ("r", 0),
+        ("alpha", None),
+        ("composition_mode", "multiply"),
+        ("vera_d", "0.1"),
+        ("leave_out", None),
+    ],
+)
+def test_wrong_value_of_lora_is_refused_by_field(field: str, value: object) -> None:
+    with pytest.raises(UnsupportedConfig, match=f"config.{field}"):
+        read({"architecture": "lora", field: value})
+
+
+def test_whole_number_does_not_select_vera() -> None:
+    config = read({"architecture": "lora", "vera_d": 1, "vera_b": 0.0})
+    assert config["vera_d"] is None and config["vera_b"] == 0.0
+
+
+def test_attention_matrices_have_one_order() -> None:
+    assert read("ia3") == read({**read("ia3"), "attn_matrices": ["v", "k"]})
+
+
+@pytest.mark.parametrize(
+    ("version", "alpha"), [("adapters.0.2.1", 4), ("adapters.1.0.0", 4), ("adapters.1.1.0", 16), ("3.1.0", 16)]
+)
+def test_alpha_that_was_never_read_is_forgotten(version: str, alpha: int) -> None:
+    lora = {"architecture": "lora", "r": 4, "alpha": 16}
+    assert read(lora, version=version)["alpha"] == alpha
+    union = read({"architecture": "union", "configs": [lora]}, version=version)
+    assert union["configs"][0]["alpha"] == 16
 
 
 @pytest.mark.parametrize("config", [None, 3, ["seq_bn"]])

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,19 +12,12 @@ from make_adapters import CONFIGS, HEADS, random_checkpoint
 
 from adapters_cache.build import build_adapter
 from adapters_cache.flat import ALIGNMENT
-from adapters_cache.formats.adapterhub import ADAPTER_FILES, HEAD_FILES, read_checkpoint, write_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
-from adapters_cache.formats.configs import TRAINING_ONLY
-from adapters_cache.formats.pickles import read_pickle
-from adapters_cache.formats.safe_file import read_safetensors
 from adapters_cache.lower_bottleneck import style_of, width_of
 from adapters_cache.lowering import lower
 from server.core import BaseInfo
 from server.errors import MalformedCheckpoint, UnsupportedConfig, WrongBase
 from server.primitives import AdapterSpec, Affine, Residual, SiteKind, Task, TensorSlice
-
-CONFORMANCE = Path(os.environ.get("ADAPTERD_CONFORMANCE", Path(__file__).parents[2].parent / "shared" / "conformance"))
-needs_conformance = pytest.mark.skipif(not CONFORMANCE.exists(), reason="no recorded cases here")
 
 
 def flat_of(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -202,18 +192,18 @@ def test_checkpoint_that_does_not_tell_its_base_is_not_held_to_one(base: BaseInf
 
 
 def test_family_without_known_paths_is_refused(base: BaseInfo) -> None:
-    checkpoint = dataclasses.replace(random_checkpoint(base), model_type="electra")
-    with pytest.raises(UnsupportedConfig, match="electra"):
-        lower(checkpoint, dataclasses.replace(base, model_type="electra"))
+    checkpoint = dataclasses.replace(random_checkpoint(base), model_type="gpt2")
+    with pytest.raises(UnsupportedConfig, match="gpt2"):
+        lower(checkpoint, dataclasses.replace(base, model_type="gpt2"))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("phm_layer", True), ("inv_adapter", "nice"), ("inv_adapter", "glow"), ("residual_before_ln", "post_add")],
+    [("inv_adapter", "glow"), ("inv_adapter_reduction_factor", None), ("residual_before_ln", "post_add")],
 )
 def test_what_cannot_be_lowered_exactly_is_refused_by_field(base: BaseInfo, field: str, value: Any) -> None:
     with pytest.raises(UnsupportedConfig, match=f"{field} is {value!r}"):
-        lower(configured(random_checkpoint(base, config="houlsby"), **{field: value}), base)
+        lower(configured(random_checkpoint(base, config="houlsby+inv"), **{field: value}), base)
 
 
 @pytest.mark.parametrize(
@@ -291,54 +281,3 @@ def test_weights_beyond_the_compute_dtype_are_malformed(base: BaseInfo) -> None:
     build_adapter(checkpoint, base, torch.bfloat16)
     with pytest.raises(MalformedCheckpoint, match=r"float16.*1e\+06"):
         build_adapter(checkpoint, base, torch.float16)
-
-
-def cases(tag: str) -> list[dict[str, Any]]:
-    if not CONFORMANCE.exists():
-        return []
-    return [case for case in json.loads((CONFORMANCE / "manifest.json").read_text())["cases"] if tag in case["tags"]]
-
-
-@needs_conformance
-@pytest.mark.parametrize("case", cases("bottleneck"), ids=lambda case: case["id"])
-def test_recorded_case_is_read_and_lowered(case: dict[str, Any]) -> None:
-    config = json.loads((CONFORMANCE / case["base_dir"] / "config.json").read_text())
-    base = make_base(
-        model_type=config["model_type"], hidden_size=config["hidden_size"], num_layers=config["num_hidden_layers"]
-    )
-    [adapter] = case["adapters"]
-    checkpoint = read_checkpoint(
-        CONFORMANCE / adapter["dir"],
-        name=adapter["name"],
-        leave_out=adapter.get("leave_out", ()),
-        head_path=next((CONFORMANCE / head["dir"] for head in case["heads"]), None),
-    )
-    built = build_adapter(checkpoint, base, torch.float32)
-    assert built.spec.sites and (built.spec.head is not None) == (case["head"] is not None)
-    assert built.weights.numel() == built.spec.num_elements
-
-
-@needs_conformance
-@pytest.mark.parametrize(
-    "case", [case for case in cases("bottleneck") if case["base"] == "bert"], ids=lambda case: case["id"]
-)
-def test_recorded_adapter_is_written_as_the_library_wrote_it(tmp_path: Path, case: dict[str, Any]) -> None:
-    """Same files, same keys, same tensors; of the configuration only fields that training alone reads are missing."""
-    recorded = CONFORMANCE / case["adapters"][0]["dir"]
-    checkpoint = read_checkpoint(recorded)
-    write_checkpoint(tmp_path, checkpoint, make_base())
-    for safe, pickled in (ADAPTER_FILES, HEAD_FILES):
-        if (recorded / safe).exists():
-            theirs = read_safetensors(recorded / safe, 1 << 20)
-        elif (recorded / pickled).exists():
-            theirs = read_pickle(recorded / pickled, 1 << 20)
-        else:
-            continue
-        ours = read_safetensors(tmp_path / safe, 1 << 20)
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    for name in ("adapter_config.json", "head_config.json"):
-        if (recorded / name).exists():
-            ours, theirs = (json.loads((folder / name).read_text()) for folder in (tmp_path, recorded))
-            assert theirs.keys() - ours.keys() == set() and ours.keys() - theirs.keys() == {"base_fingerprint"}
-            assert ours["config"].items() <= theirs["config"].items()
-            assert theirs["config"].keys() - ours["config"].keys() <= TRAINING_ONLY

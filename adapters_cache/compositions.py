@@ -1,0 +1,264 @@
+"""Stage 3 for whole expressions: a composition -> its parts, all leased, and the target that samples go through.
+
+Beside the names of single adapters there are:
+    name                a composition from the configuration, "name = Stack(de, ner)" or "name = Fuse(a, b) : head"
+    setup               a folder with an adapter_setup.json, as AdapterHub's library saves compositions
+    setup/member        an adapter, head or fusion inside of it
+A fusion is registered under the name of its folder and found by that or by its own name, usually "a,b".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from adapters_cache.adapters import Adapters, Page
+from adapters_cache.catalog import FusionFacts, Named, find_fusion, scan
+from adapters_cache.naming import expanded, named_of
+from adapters_cache.registry import is_name
+from adapters_cache.targets import make_target
+from server.composition import Fuse, Leaf, Node, branches, fuses, last_leaf, leaves, text_of
+from server.config import CacheConfig
+from server.core import BASE, Adapter, AdapterStatus, BaseInfo, HostLease, Target, Tier
+from server.errors import AdapterNotFound, InvalidInput
+from server.expression import parse
+
+_parse = lru_cache(maxsize=4096)(parse)
+TIERS = (Tier.ORIGIN, Tier.DISK, Tier.HOST, Tier.DEVICE)
+
+
+class TargetLease:
+    """See `server.core.TargetLease`."""
+
+    __slots__ = ("_leases", "names", "target")
+
+    def __init__(self, target: Target, names: tuple[tuple[str, str], ...], leases: Sequence[HostLease]) -> None:
+        self.target, self.names, self._leases = target, names, leases
+
+    def release(self) -> None:
+        leases, self._leases = self._leases, ()
+        for lease in leases:
+            lease.release()
+
+
+class Compositions:
+    """What requests name, ready when asked for; to administrators the same names as `Adapters`, and compositions."""
+
+    def __init__(self, adapters: Adapters, config: CacheConfig, base: BaseInfo) -> None:
+        self._adapters, self._config, self._base = adapters, config, base
+        self._fusions: dict[str, FusionFacts] = {}
+        self._fusion_names: dict[str, str] = {}  # own and registered name -> registered name
+        self._named: dict[str, Named] = {}
+
+    async def start(self) -> None:
+        """Find what the folders hold besides adapters, and read the configured compositions. After `Adapters.start`.
+
+        Raises InvalidInput for a composition that cannot be, or whose name is taken.
+        """
+        catalog = await asyncio.to_thread(scan, self._config.adapters)
+        for name, source in catalog.members.items():
+            self._adapters.register(name, source)
+        for name, facts in catalog.fusions.items():
+            self._add_fusion(name, facts)
+        for name, named in catalog.named.items():
+            self._add_named(name, named)
+        for text in self._config.compositions:
+            self._add_named(*named_of(text, self._named))
+
+    def _add_fusion(self, name: str, facts: FusionFacts) -> None:
+        if is_name(name):
+            self._fusions[name] = facts
+            self._fusion_names[name] = name
+            self._fusion_names.setdefault(facts.name, name)
+
+    def _add_named(self, name: str, named: Named) -> None:
+        if name in self._named or self._is_registered(name) or not is_name(name):
+            raise InvalidInput(f"composition {name!r} has a name that is taken or cannot be one; choose another")
+        self._named[name] = named
+
+    def _is_registered(self, name: str) -> bool:
+        try:
+            self._adapters.get(name)
+        except AdapterNotFound:
+            return False
+        return True
+
+    # requests
+
+    def check(self, expression: str) -> None:
+        """Raises AdapterNotFound and InvalidInput for what no adapter can answer. Loads nothing."""
+        tree, _ = self._tree(expression)
+        for name in self._names(tree):
+            self._adapters.get(name)
+
+    async def ready(self, expression: str, heads: Sequence[str] = (), skip_layers: Iterable[int] = ()) -> TargetLease:
+        """Lease every part of a composition in host memory, or none, loading them if need be.
+
+        Raises InvalidInput, and as `Adapters.ready` does for each part.
+        """
+        skipped = frozenset(skip_layers)
+        for layer in sorted(skipped):
+            if not 0 <= layer < self._base.num_layers:
+                raise InvalidInput(
+                    f"skip_layers holds {layer}; the base has the layers 0 to {self._base.num_layers - 1}"
+                )
+        tree, own_heads = self._tree(expression)
+        heads = tuple(heads) or own_heads
+        leases: dict[str, HostLease] = {}
+        try:
+            leases |= await self._lease_all(self._names(tree))
+            leases |= await self._lease_all(self._other_heads(heads, leases))
+            target = self._target(tree, leases, heads, skipped)
+        except BaseException:
+            for lease in leases.values():
+                lease.release()
+            raise
+        return TargetLease(target, _branch_names(tree, target, heads), tuple(leases.values()))
+
+    def _tree(self, expression: str) -> tuple[Node | None, tuple[str, ...]]:
+        """What an expression says, without named compositions; and the heads that a named one brings along."""
+        if expression == BASE:
+            return None, ()
+        if (named := self._named.get(expression)) is not None:
+            return named.tree, named.heads
+        if "(" not in expression:
+            return Leaf(expression), ()
+        return expanded(_parse(expression), self._named), ()
+
+    def _names(self, tree: Node | None) -> list[str]:
+        """Of every part, each once, as they are registered."""
+        if tree is None:
+            return []
+        members = [str(leaf.adapter) for leaf in leaves(tree)]
+        return list(dict.fromkeys([*members, *(self._fusion(node) for node in fuses(tree))]))
+
+    def _fusion(self, node: Fuse) -> str:
+        name = str(node.fusion)
+        if name not in self._fusion_names:
+            raise AdapterNotFound(
+                f"no fusion is registered as {name[:128]!r}; name its folder: Fuse(..; folder)", adapter=name[:128]
+            )
+        return self._fusion_names[name]
+
+    async def _lease_all(self, names: Sequence[str]) -> dict[str, HostLease]:
+        """All or none. Several are loaded side by side."""
+        if not names:
+            return {}
+        if len(names) == 1:
+            return {names[0]: await self._adapters.ready(names[0])}
+        tasks = [asyncio.ensure_future(self._adapters.ready(name)) for name in names]
+        try:
+            return dict(zip(names, await asyncio.gather(*tasks), strict=True))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if not isinstance(outcome, BaseException):
+                    outcome.release()
+            raise
+
+    def _other_heads(self, heads: Sequence[str], leases: dict[str, HostLease]) -> list[str]:
+        """Those of `heads` that are other adapters'."""
+        known = {head.name for lease in leases.values() for head in _adapter(lease).spec.all_heads}
+        others = dict.fromkeys(name for name in heads if name not in known and name not in leases)
+        return [name for name in others if self._is_registered(name)]
+
+    def _target(
+        self, tree: Node | None, leases: dict[str, HostLease], heads: Sequence[str], skipped: frozenset[int]
+    ) -> Target:
+        adapters = {name: _adapter(lease) for name, lease in leases.items()}
+        for leaf in leaves(tree) if tree is not None else ():
+            fusion = adapters[str(leaf.adapter)].spec.fusion
+            if fusion is not None:
+                members = ", ".join(fusion.members)
+                raise InvalidInput(f"{leaf.adapter!r} is a fusion layer; use it as Fuse({members}; {leaf.adapter})")
+        fusions = {str(node.fusion): adapters[self._fusion(node)] for node in fuses(tree)} if tree is not None else {}
+        return make_target(tree, adapters, fusions, heads, skipped)
+
+    # administration
+
+    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
+        """See `Adapters.list`; compositions stand among the adapters."""
+        own = sorted(name for name in self._named if name.startswith(prefix))
+        page, total = self._adapters.list(prefix=prefix, after=after, limit=limit)
+        statuses = [self._described(status) for status in page]
+        statuses += [self._status(name) for name in own[bisect_right(own, after) if after else 0 :]]
+        return sorted(statuses, key=lambda status: status.name)[:limit], total + len(own)
+
+    def get(self, name: str) -> AdapterStatus:
+        """Raises AdapterNotFound."""
+        return self._status(name) if name in self._named else self._described(self._adapters.get(name))
+
+    async def load(self, name: str) -> tuple[AdapterStatus, str]:
+        """See `Adapters.load`; a fusion's folder that is new is found too."""
+        self._require_single(name)
+        status, previous = await self._adapters.load(name)
+        facts = await asyncio.to_thread(find_fusion, self._config.adapters, name)
+        if facts is not None and "/" not in name:
+            self._add_fusion(name, facts)
+        return self._described(status), previous
+
+    async def unload(self, name: str) -> tuple[int, int]:
+        self._require_single(name)
+        return await self._adapters.unload(name)
+
+    async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
+        self._require_single(name)
+        return self._described(await self._adapters.pin(name, is_pinned))
+
+    def _require_single(self, name: str) -> None:
+        if name in self._named:
+            parts = ", ".join(dict.fromkeys(str(leaf.adapter) for leaf in leaves(self._named[name].tree)))
+            raise InvalidInput(f"{name!r} is a composition and holds nothing itself; name its parts: {parts}")
+
+    def _described(self, status: AdapterStatus) -> AdapterStatus:
+        facts = self._fusions.get(status.name)
+        if facts is None:
+            return status
+        return replace(status, method="fusion", composition=f"Fuse({', '.join(facts.members)}; {status.name})")
+
+    def _status(self, name: str) -> AdapterStatus:
+        """Of a composition: as near as the farthest of its parts, which hold the bytes."""
+        named = self._named[name]
+        status = AdapterStatus(
+            name, Tier.ORIGIN, method="composition", heads=named.heads, composition=text_of(named.tree)
+        )
+        try:
+            parts = [self._adapters.get(part) for part in self._names(named.tree)]
+        except AdapterNotFound as error:
+            return replace(status, error=error.message)
+        last = last_leaf(named.tree).adapter
+        head = next((part for part in parts if part.name == last), None) if not named.heads else None
+        return replace(
+            status,
+            tier=min((part.tier for part in parts), key=TIERS.index),
+            task=head.task if head else "",
+            labels=head.labels if head else (),
+            method="composition",
+            heads=named.heads,
+            composition=text_of(named.tree),
+            error=next((part.error for part in parts if part.error), ""),
+        )
+
+
+def _adapter(lease: HostLease) -> Adapter:
+    assert lease.adapter is not None, "the base is no part of a composition"
+    return lease.adapter
+
+
+def _branch_names(tree: Node | None, target: Target, heads: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The expression and the head of each branch, by the names that the request knows them by."""
+    trees = branches(tree) if tree is not None else [None]
+    number = len(target.branches)
+    texts = [text_of(branch) if branch is not None else BASE for branch in trees]
+    texts = texts * number if len(texts) == 1 else texts
+    if heads:
+        return tuple(zip(texts, list(heads) * number if len(heads) == 1 else heads, strict=True))
+    own = [str(last_leaf(branch).adapter) if branch is not None else "" for branch in trees]
+    return tuple(
+        (text, name if branch.head is not None else "")
+        for text, name, branch in zip(texts, own, target.branches, strict=True)
+    )

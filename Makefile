@@ -42,6 +42,7 @@ demo: install
 
 loadtest: install
 	$(BIN)/python -m loadtest engine --quick
+	$(BIN)/python -m loadtest methods --rounds 3
 
 protos: install
 	$(call PROTOC,.)

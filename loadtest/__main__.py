@@ -46,5 +46,24 @@ def engine(
         write_report(output, report)
 
 
+@app.command(epilog="Example: python -m loadtest methods --budget 4096")
+def methods(
+    base: Annotated[str, typer.Option(help="minilm, a directory, or a hub id")] = "minilm",
+    budget: Annotated[int, typer.Option(help="tokens per batch")] = 4096,
+    rounds: Annotated[int, typer.Option(help="measured repetitions; the median counts")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
+    output: Annotated[Path | None, typer.Option(help="folder for methods.json and methods.md")] = None,
+) -> None:
+    """What a batch of every method costs beside one of plain bottlenecks, and what Parallel saves."""
+    from loadtest.methods import run
+    from loadtest.report import print_figures, write_figures
+
+    report = run(base, budget, rounds, device, dtype)
+    print_figures(report)
+    if output:
+        write_figures(output, report)
+
+
 if __name__ == "__main__":
     app()

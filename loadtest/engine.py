@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import platform
 import statistics
 import tempfile
 import time
@@ -12,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import transformers
 from rich.progress import Progress
 from transformers import AutoModel, BertConfig, BertModel
 
 from adapters_cache.build import build_adapter
 from adapters_cache.formats.configs import canonical_config
 from loadtest import workload
+from loadtest.bench import batch_of, machine
 from server.config import ModelConfig
-from server.core import BASE, Adapter, Batch, Encoding, Pooling, Sample, SampleOutput, SlotLease
+from server.core import Adapter, Batch, Encoding, target_of
 from server.metrics import Metrics
 from server.model.base import Base, load_base, locate
 from server.model.runner import Runner
@@ -66,24 +64,13 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Lease:
-    """A slot that stays written for the whole run."""
-
-    adapter: Adapter | None
-    slot: int
-    is_fresh: bool = False
-
-    def release(self, *, failed: bool = False) -> None: ...
-
-
 class EngineBench:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
     def run(self) -> Report:
         plan = self._plan
-        report = Report(plan, _machine(plan), _command(plan))
+        report = Report(plan, machine(plan.device, plan.dtype), _command(plan))
         with Progress() as bar, tempfile.TemporaryDirectory() as folder:
             task = bar.add_task("engine", total=len(plan.bases) * len(plan.budgets) * (plan.rounds + 1))
             for name in plan.bases:
@@ -109,12 +96,13 @@ class _Contenders:
         self._bank = SlotBank(self._base.device, self._base.dtype)
         self._runner = Runner(self._base, self._bank, Metrics())
         self._adapters = [_adapter(self._base, seed) for seed in range(plan.num_adapters)]
-        for slot, adapter in enumerate(self._adapters, start=1):
-            self._bank.write(slot, adapter)
+        self._slots = {adapter.digest: slot for slot, adapter in enumerate(self._adapters, start=1)}
+        for adapter in self._adapters:
+            self._bank.write(self._slots[adapter.digest], adapter)
 
     def measure(self, budget: int, tick: Callable[[], None]) -> Row:
         """Every contender in turn, round by round, so that a drifting machine hits all alike."""
-        num_tokens = max(2 * budget, MIN_TOKENS)
+        num_tokens = max(budget, MIN_TOKENS)
         texts = workload.encodings(num_tokens, self._base.info.vocab_size, seed=budget)
         packed = list(workload.batches(texts, budget, workload.packed_cost))
         padded = list(workload.batches(texts, budget, workload.padded_cost))
@@ -148,14 +136,8 @@ class _Contenders:
 
     def _batch(self, texts: Sequence[Encoding], num_adapters: int) -> Batch:
         """A batch that deals `num_adapters` adapters out in turn; 0 is the base alone."""
-        samples: list[Sample] = []
-        leases: dict[str, SlotLease] = {}
-        for number, text in enumerate(texts):
-            slot = number % num_adapters + 1 if num_adapters else 0
-            adapter = self._adapters[slot - 1] if slot else None
-            leases[adapter.digest if adapter else BASE] = _Lease(adapter, slot)
-            samples.append(Sample(text, adapter, Pooling.CLS, _future(), None))
-        return Batch(samples, leases)
+        dealt = [self._adapters[i % num_adapters] if num_adapters else None for i in range(len(texts))]
+        return batch_of([(text, target_of(a)) for text, a in zip(texts, dealt, strict=True)], self._slots)
 
     @torch.inference_mode()
     def _run_padded(self, batches: Sequence[list[Encoding]]) -> None:
@@ -171,19 +153,14 @@ class _Contenders:
             output.last_hidden_state[:, 0].float().cpu()
 
 
-_LOOP = asyncio.new_event_loop()
-
-
-def _future() -> asyncio.Future[SampleOutput]:
-    return _LOOP.create_future()
-
-
 def _adapter(base: Base, seed: int) -> Adapter:
     """A random adapter with a two-class head."""
     config = canonical_config({"config": METHOD, "version": ""}, has_invertible=False)
     head = new_head(f"a{seed}", base.info, "classification", ("no", "yes"), seed)
     with torch.no_grad():
-        return build_adapter(new_checkpoint(f"a{seed}", base.info, config, head, seed), base.info, base.dtype)
+        return build_adapter(
+            new_checkpoint(f"a{seed}", base.info, config, head, seed), base.info, base.dtype, weights=base
+        )
 
 
 def _random_bert_base(folder: Path) -> str:
@@ -191,27 +168,6 @@ def _random_bert_base(folder: Path) -> str:
     torch.manual_seed(0)
     BertModel(BertConfig()).save_pretrained(folder)
     return str(folder)
-
-
-def _machine(plan: Plan) -> dict[str, str]:
-    is_cuda = plan.device.startswith("cuda") or (plan.device == "auto" and torch.cuda.is_available())
-    return {
-        "device": torch.cuda.get_device_name() if is_cuda else _cpu_name(),
-        "threads": str(torch.get_num_threads()),
-        "dtype": plan.dtype,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x {len(names)}" if names else platform.machine()
 
 
 def _command(plan: Plan) -> str:

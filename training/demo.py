@@ -30,8 +30,9 @@ from adapters_cache.formats.configs import canonical_config
 from server.config import ModelConfig
 from server.core import Encoding, Parameters, Pooling, TextInput
 from server.model.base import Base, load_base
-from server.model.heads import pool
-from server.model.packing import Packer
+from server.model.heads import HeadRow, pool
+from server.model.routing import Route, RoutingPlan
+from server.model.sites import Phase
 from server.tokenizer import Tokenizer
 from training import scores
 from training.card import Card, write_card
@@ -150,12 +151,12 @@ class DemoTrainer:
 
     @torch.inference_mode()
     def _mean_vectors(self, items: list[Item], batch_size: int = 64) -> NDArray[np.float32]:
-        packer = Packer(self._base.info, self._base.family.position_offset(self._base.model.config), self._base.device)
         vectors = []
         for start in range(0, len(items), batch_size):
-            packed = packer.pack([item.encoding for item in items[start : start + batch_size]])
-            hidden = self._base.forward(packed, None)
-            vectors += [pool(hidden, span, Pooling.MEAN) for span in packed.spans]
+            batch = [item.encoding for item in items[start : start + batch_size]]
+            packed = self._base.packer.pack(batch)
+            hidden = self._base.forward([Phase(0, packed, RoutingPlan({}, [Route(None)] * len(batch), packed.spans))])
+            vectors += [pool(hidden, HeadRow(s, e), Pooling.MEAN) for s, e in zip(packed.spans, batch, strict=True)]
         return torch.stack(vectors).float().cpu().numpy()
 
     def _items(self, examples: list[Example], dataset: Dataset) -> list[Item]:

@@ -9,25 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters_cache.families import family_of
+from adapters_cache.draft import BaseWeights
 from adapters_cache.formats.checkpoint import Checkpoint, HeadCheckpoint
 from adapters_cache.formats.heads import canonical_head
+from adapters_cache.fresh import fresh_tensors
 from server.core import BaseInfo
-from server.primitives import SiteKind
 
 INIT_STD = 0.02  # of every new matrix, as in BERT
 
 
 def new_checkpoint(
-    name: str, base: BaseInfo, config: Mapping[str, Any] | None, head: HeadCheckpoint | None, seed: int
+    name: str,
+    base: BaseInfo,
+    config: Mapping[str, Any] | None,
+    head: HeadCheckpoint | None,
+    seed: int,
+    weights: BaseWeights | None = None,
 ) -> Checkpoint:
-    """An untrained bottleneck adapter whose tensors require gradients.
+    """An untrained adapter of any method; its tensors require gradients.
 
-    config   canonical configuration (`adapters_cache.formats`), None for a head alone
-    head     from `new_head`
+    config    canonical configuration (`adapters_cache.formats`), None for a head alone
+    head      from `new_head`
+    weights   the base's own, for methods that start from them
     """
-    generator = torch.Generator().manual_seed(seed)
-    tensors = _bottlenecks(base, config, generator) if config else {}
+    init = _Init(config or {}, torch.Generator().manual_seed(seed))
+    tensors = fresh_tensors(config, base, weights, init) if config is not None else {}
     for tensor in tensors.values():
         tensor.requires_grad_()
     return Checkpoint(name, base.model_type, base.hidden_size, config, tensors, head, base.fingerprint)
@@ -49,33 +55,38 @@ def new_head(
     return HeadCheckpoint(name, config, tensors)
 
 
-def _bottlenecks(base: BaseInfo, config: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
-    family, hidden, tensors = family_of(base.model_type), base.hidden_size, {}
-    width = max(1, int(hidden // config["reduction_factor"]))
-    kinds = [(SiteKind.ATTENTION, config["mh_adapter"]), (SiteKind.OUTPUT, config["output_adapter"])]
-    for layer in range(base.num_layers):
-        for kind in (kind for kind, is_present in kinds if is_present and layer not in config["leave_out"]):
-            path = family.site(layer, kind)
-            tensors[f"{path}.adapter_down.0.weight"] = _down(width, hidden, config, generator)
-            tensors[f"{path}.adapter_down.0.bias"] = torch.zeros(width)
-            tensors[f"{path}.adapter_up.weight"] = _up(width, hidden, config, generator)
-            tensors[f"{path}.adapter_up.bias"] = torch.zeros(hidden)
-            if config["scaling"] == "learned":
-                tensors[f"{path}.scaling"] = torch.ones(1)
-    return tensors
+class _Init:
+    """How each tensor of an untrained adapter starts, by its key.
 
+    Most adapters begin as the identity or close to it: the matrix that writes is zero for parallel adapters and
+    low-rank deltas (He et al. 2021, Hu et al. 2021), tiny for others, scales and norms are one.
+    """
 
-def _down(width: int, hidden: int, config: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-    if not config["is_parallel"]:
-        return _normal((width, hidden), generator)
-    bound = math.sqrt(1 / hidden)  # Kaiming uniform with a = sqrt(5), as He et al. 2021 do
-    return torch.empty(width, hidden).uniform_(-bound, bound, generator=generator)
+    def __init__(self, config: Mapping[str, Any], generator: torch.Generator) -> None:
+        self._starts_at_zero = bool(config.get("is_parallel"))
+        self._is_scale = config.get("composition_mode") == "scale"
+        self._generator = generator
 
+    def __call__(self, key: str, shape: tuple[int, ...]) -> Tensor:
+        name = key.rpartition(".")[2]
+        if key.endswith("lora_A") or (self._starts_at_zero and "adapter_down" in key and name == "weight"):
+            return self._kaiming(shape)
+        if key.endswith("lora_B"):
+            return torch.ones(shape) if self._is_scale else torch.zeros(shape)
+        if self._starts_at_zero and key.endswith("adapter_up.weight"):
+            return torch.zeros(shape)
+        if name in ("scaling", "values", "weights", "vera_D", "vera_B") or ("norm" in key and name == "weight"):
+            return torch.ones(shape)
+        if name in ("bias", "b"):
+            return torch.zeros(shape)
+        if name == "base":
+            return torch.eye(*shape)
+        return torch.empty(shape).normal_(0.0, INIT_STD, generator=self._generator)
 
-def _up(width: int, hidden: int, config: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-    if config["is_parallel"]:
-        return torch.zeros(hidden, width)
-    return _normal((hidden, width), generator)
+    def _kaiming(self, shape: tuple[int, ...]) -> Tensor:
+        """Uniform with a = sqrt(5)."""
+        bound = math.sqrt(1 / shape[-1])
+        return torch.empty(shape).uniform_(-bound, bound, generator=self._generator)
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

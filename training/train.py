@@ -12,12 +12,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from adapters_cache.formats.checkpoint import Checkpoint
 from adapters_cache.lowering import lower
+from server.composition import Leaf
 from server.core import Encoding
 from server.model.base import Base
-from server.model.heads import run_head
-from server.model.packing import Packer
-from server.model.routing import RoutingPlan
-from server.model.slots import SlotBank, SlotWeights
+from server.model.heads import HeadRow, run_head
+from server.model.routing import Route, RoutingPlan
+from server.model.sites import Phase
+from server.model.weights import HeadWeights, SlotWeights, view
 from server.primitives import Task
 
 IGNORED = -100  # target of tokens that carry no label
@@ -51,8 +52,6 @@ class Trainer:
         self._base = base
         self._config = config
         self._checkpoint = checkpoint
-        self._bank = SlotBank(base.device, base.dtype)
-        self._packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
 
     def fit(
         self, train: Sequence[Item], score: Callable[[list[Tensor]], float], dev: Sequence[Item], progress: Progress
@@ -110,26 +109,31 @@ class Trainer:
 
     def _weights(self) -> SlotWeights:
         """The checkpoint as the engine sees it; gradients flow back into its tensors."""
-        spec, tensors = lower(self._checkpoint, self._base.info)
+        spec, tensors = lower(self._checkpoint, self._base.info, self._base)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(self._base.device, self._base.dtype)
-        return self._bank.view(spec, flat)
+        return view(spec, flat)
 
     def _logits(self, weights: SlotWeights, encodings: Sequence[Encoding]) -> list[Tensor]:
         """Logits of each input; `encodings` sorted by length."""
-        assert weights.head is not None
-        packed = self._packer.pack(encodings)
-        plan = RoutingPlan({SLOT: weights}, [[SLOT] * len(encodings)], packed.offsets)
-        hidden = self._base.forward(packed, plan)
-        return run_head(weights.head, hidden, packed.spans, self._base.pooler)
+        packed = self._base.packer.pack(encodings)
+        plan = RoutingPlan({SLOT: weights}, [Route(Leaf(SLOT))] * len(encodings), packed.spans)
+        hidden = self._base.forward([Phase(0, packed, plan)])
+        rows = [HeadRow(span, encoding) for span, encoding in zip(packed.spans, encodings, strict=True)]
+        answers = run_head(_head(weights), hidden, rows, self._base.heads, self._base.stitching.kernels.uncouple)
+        return [logits for logits, *_ in answers]
 
     def _step(self, items: list[Item]) -> float:
         items = sorted(items, key=lambda item: item.encoding.num_tokens)
         weights = self._weights()
-        assert weights.head is not None
         logits = self._logits(weights, [item.encoding for item in items])
-        loss = _loss(weights.head.head.task, logits, [item.target for item in items])
+        loss = _loss(_head(weights).head.task, logits, [item.target for item in items])
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
+
+
+def _head(weights: SlotWeights) -> HeadWeights:
+    [head] = weights.heads
+    return head
 
 
 def _loss(task: Task, logits: list[Tensor], targets: list[Tensor]) -> Tensor:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from server.config import ModelConfig
 from server.core import BaseInfo
 from server.errors import InvalidInput, UnsupportedConfig
 from server.model.attention import ATTENTION_NAME
+from server.model.families import FAMILIES, Family
+from server.model.heads import HeadBase
 from server.model.kernels import backend
-from server.model.packing import PackedBatch
-from server.model.routing import RoutingPlan
-from server.model.sites import FAMILIES, Family, Stitching
+from server.model.packing import Packer
+from server.model.sites import Phase, Stitching
+from server.primitives import Projection
 
 EMBEDDED = "minilm"
 # Configuration that changes what the same weights compute; everything else is training or bookkeeping.
@@ -34,23 +36,41 @@ FINGERPRINTED = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_
 class Base:
     """A loaded base with its stitching. One per process; only the runner thread calls the model.
 
-    pooler   the base's own pooler, or None where the checkpoint has none
+    heads    what prediction heads need of the base
     """
 
     info: BaseInfo
     family: Family
-    model: nn.Module
+    model: Any
     stitching: Stitching
-    pooler: nn.Module | None
+    heads: HeadBase
+    packer: Packer
     device: torch.device
     dtype: torch.dtype
     tokenizer_path: Path | None
 
-    def forward(self, packed: PackedBatch, plan: RoutingPlan | None) -> Tensor:
-        """Hidden states [T, H] of the last layer. The only way into the model; one caller at a time."""
-        self.stitching.packed, self.stitching.plan = packed, plan
-        output = self.model(input_ids=packed.ids, position_ids=packed.positions, token_type_ids=packed.types)
+    def forward(self, phases: Sequence[Phase]) -> Tensor:
+        """Hidden states [T, H] of the last layer, in the order of the last phase. One caller at a time."""
+        self.stitching.begin(phases)
+        packed = phases[0].packed
+        inputs = {"position_ids": packed.positions, "token_type_ids": packed.types}
+        output = self.model(input_ids=packed.ids, **{name: inputs[name] for name in self.family.inputs})
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def projection_weight(self, layer: int, projection: Projection) -> Tensor:
+        """[out, in] of one of the base's own projections."""
+        module = self.family.layers(self.model)[layer].get_submodule(self.family.projections[projection])
+        assert isinstance(module.weight, Tensor)
+        return module.weight
+
+    def projection_bias(self, layer: int, projection: Projection) -> Tensor | None:
+        """[out], None where the Linear has none."""
+        module = self.family.layers(self.model)[layer].get_submodule(self.family.projections[projection])
+        return module.bias  # type: ignore[return-value]
+
+    def input_embeddings(self) -> Tensor:
+        """[vocab, E]"""
+        return self.heads.embeddings
 
 
 def load_base(config: ModelConfig) -> Base:
@@ -70,31 +90,50 @@ def load_base(config: ModelConfig) -> Base:
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
-    kernels = backend(config.backend)
     device, dtype = _device(config.device), getattr(torch, config.dtype)
+    kernels = backend(config.backend, device)
     if device.type == "cpu" and config.num_threads:
         torch.set_num_threads(config.num_threads)
     with _quiet():
         model, info = AutoModel.from_pretrained(
-            source, dtype="auto", attn_implementation=ATTENTION_NAME, output_loading_info=True
+            source, dtype="auto", attn_implementation=_attention(family), output_loading_info=True
         )
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
         model.pooler = None  # transformers would have made one up
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise InvalidInput(f"base {config.base!r} lacks weights: {', '.join(missing[:3])}")
-    base_info = _describe(config.base, hf_config, family, model)
+    if getattr(hf_config, "conv_kernel_size", 0):
+        raise UnsupportedConfig("conv_kernel_size is set: a convolution over packed samples would mix them")
+    tokenizer_path = _tokenizer_path(source)
+    base_info = _describe(config.base, hf_config, family, model, tokenizer_path)
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Base(
         info=base_info,
         family=family,
         model=model,
         stitching=Stitching(model, family, kernels),
-        pooler=model.pooler,
+        heads=HeadBase(
+            pooler=family.pooler(model),
+            embeddings=model.get_input_embeddings().weight,
+            norm_eps=_norm_eps(hf_config),
+            mask_token_id=base_info.mask_token_id,
+        ),
+        packer=Packer(base_info, family.position_offset(hf_config), device),
         device=device,
         dtype=dtype,
-        tokenizer_path=_tokenizer_path(source),
+        tokenizer_path=tokenizer_path,
     )
+
+
+def _attention(family: Family) -> str:
+    """DeBERTa has no attention function to choose; its own is stitched."""
+    return "eager" if family.is_disentangled else ATTENTION_NAME
+
+
+def _norm_eps(hf_config: Any) -> float:
+    names = ("layer_norm_eps", "norm_eps")
+    return next((float(getattr(hf_config, name)) for name in names if hasattr(hf_config, name)), 1e-12)
 
 
 def locate(name: str) -> str:
@@ -140,7 +179,7 @@ def _tokenizer_path(source: str) -> Path | None:
     return path if any((path / name).exists() for name in names) else None
 
 
-def _describe(name: str, hf_config: Any, family: Family, model: nn.Module) -> BaseInfo:
+def _describe(name: str, hf_config: Any, family: Family, model: Any, tokenizer_path: Path | None) -> BaseInfo:
     digest = hashlib.sha256()
     for key in FINGERPRINTED:
         digest.update(f"{key}={getattr(hf_config, key, None)}\n".encode())
@@ -151,10 +190,23 @@ def _describe(name: str, hf_config: Any, family: Family, model: nn.Module) -> Ba
         name=Path(name).name,
         model_type=hf_config.model_type,
         hidden_size=hf_config.hidden_size,
-        num_layers=hf_config.num_hidden_layers,
+        num_layers=len(family.layers(model)),
         fingerprint=digest.hexdigest(),
         max_tokens=hf_config.max_position_embeddings - family.position_offset(hf_config),
         vocab_size=hf_config.vocab_size,
-        type_vocab_size=hf_config.type_vocab_size,
-        has_pooler=model.pooler is not None,
+        type_vocab_size=max(1, getattr(hf_config, "type_vocab_size", 1)),
+        embedding_size=model.get_input_embeddings().weight.shape[1],
+        num_heads=hf_config.num_attention_heads,
+        intermediate_size=getattr(hf_config, "intermediate_size", None) or hf_config.hidden_dim,
+        pad_token_id=hf_config.pad_token_id or 0,
+        mask_token_id=_mask_token_id(tokenizer_path),
+        layers_per_group=getattr(hf_config, "inner_group_num", 1),
+        has_pooler=getattr(model, "pooler", None) is not None,
     )
+
+
+def _mask_token_id(tokenizer_path: Path | None) -> int | None:
+    if tokenizer_path is None:
+        return None
+    mask: int | None = AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True).mask_token_id
+    return mask

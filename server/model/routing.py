@@ -1,14 +1,29 @@
-"""Which slot each sample takes at each composition step, and what that means at a site."""
+"""Which adapters each row of a batch goes through, and what that means at every place that takes adapters.
+
+A row is one sequence under way; a sample has one, or one per result of its `Parallel`. Rows of equal route lie next to
+each other and form a group; at a place, a group is worked on at once if its route has anything there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Protocol
 
-from server.model.slots import BottleneckWeights, SlotWeights
-from server.primitives import BottleneckStyle, SiteKind
+from server.composition import Fuse, Leaf, Node, Split, Stack, first_leaf, leaves, replaced
+from server.model.weights import (
+    BottleneckWeights,
+    CouplingWeights,
+    DeltaWeights,
+    EditsWeights,
+    FusionWeights,
+    PrefixWeights,
+    PromptWeights,
+    SlotWeights,
+)
+from server.primitives import BottleneckStyle, Projection, SiteKind
 
 Span = tuple[int, int]
 
@@ -19,9 +34,17 @@ class Slots(Protocol):
     def __getitem__(self, slot: int) -> SlotWeights: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What one row goes through: a tree whose leaves are slots, None for the base alone, and layers that sit out."""
+
+    node: Node | None
+    skip_layers: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """Neighbouring tokens start..end that take the same weights; `samples` are the bounds of each sample in it."""
+    """Neighbouring tokens start..end that take the same bottleneck; `samples` are the bounds of each row in it."""
 
     start: int
     end: int
@@ -39,47 +62,212 @@ class Run:
     segments: tuple[Segment, ...]
 
 
-SitePlan = tuple[tuple[Run, ...], ...]  # per composition step
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """Neighbouring rows of one composition at a site: leaves and fusions by slot."""
+
+    start: int
+    end: int
+    node: Node
+    samples: tuple[Span, ...]
+    weights: dict[int, BottleneckWeights]
+    fusions: dict[int, FusionWeights]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeltaGroup:
+    """Neighbouring rows of one composition at a projection."""
+
+    start: int
+    end: int
+    node: Node
+    samples: tuple[Span, ...]
+    weights: dict[int, DeltaWeights]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixGroup:
+    """Neighbouring rows with the same prefixes, in the order in which they stand before a row's own keys."""
+
+    samples: tuple[Span, ...]
+    prefixes: tuple[PrefixWeights, ...]
+
+
+SitePlan = Sequence[Run | Tree]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Neighbouring rows of one route; `only` is the adapter of routes that are nothing but one."""
+
+    route: Route
+    samples: tuple[Span, ...]
+    start: int
+    end: int
+    only: SlotWeights | None
 
 
 class RoutingPlan:
-    """The route of every sample of one batch. Computed on the host, once per batch.
+    """The routes of all rows of one batch. Computed on the host; answers are remembered for the pass.
 
-    steps     D x [N]: slot of each sample at each composition step, 0 = pass through
-    offsets   [N+1]: where each sample's tokens start
+    routes   N routes, equal ones next to each other
+    spans    N pairs: first and past-the-end token of each row
     """
 
-    def __init__(self, bank: Slots, steps: Sequence[Sequence[int]], offsets: Sequence[int]) -> None:
-        self.steps = [list(step) for step in steps]
-        self._bank = bank
-        self._spans = list(zip(offsets, offsets[1:], strict=False))
-        self._groups = [self._grouped(step) for step in self.steps]
+    def __init__(self, slots: Slots, routes: Sequence[Route], spans: Sequence[Span]) -> None:
+        self._slots = slots
+        pairs = zip(routes, spans, strict=True)
+        self._groups = [
+            self._group(route, tuple(span for _, span in group))
+            for route, group in groupby(pairs, key=lambda pair: pair[0])
+            if route.node is not None
+        ]
+        used = {leaf.adapter: slots[_slot(leaf)] for g in self._groups for leaf in leaves(_node(g))}
+        self._has_projections = {at for weights in used.values() for at in weights.projections}
+        self._has_prefixes = {layer for weights in used.values() for layer in weights.prefixes}
+        self._has_edits = {layer for weights in used.values() for layer in weights.edits}
 
-    def at(self, layer: int, kind: SiteKind) -> SitePlan:
-        """The runs at one site, step by step. Samples whose adapter has no module there appear in none."""
-        return tuple(tuple(self._runs(groups, layer, kind)) for groups in self._groups)
+    def _group(self, route: Route, samples: tuple[Span, ...]) -> _Group:
+        only = self._slots[_slot(route.node)] if isinstance(route.node, Leaf) else None
+        return _Group(route, samples, samples[0][0], samples[-1][1], only)
 
-    def groups(self, step: int = -1) -> list[tuple[int, list[int]]]:
-        """(slot, sample indices) of each run of neighbours with one slot."""
-        pairs = enumerate(self.steps[step])
-        return [(slot, [i for i, _ in group]) for slot, group in groupby(pairs, key=lambda pair: pair[1])]
-
-    def _grouped(self, step: list[int]) -> list[tuple[int, tuple[Span, ...]]]:
-        pairs = zip(step, self._spans, strict=True)
+    def site(self, layer: int, kind: SiteKind) -> SitePlan:
+        """What happens at one site, by rising position; rows without a module there appear in nothing."""
+        at = (layer, kind)
+        blocks: list[list[Segment] | Tree] = []
+        for group in self._groups:
+            weights = None
+            if group.only is not None:  # the usual case, and it counts: every group at every site of every pass
+                weights = group.only.sites.get(at) if layer not in group.route.skip_layers else None
+                if weights is None:
+                    continue
+            else:
+                node = self._pruned(group, layer, lambda slot: at in slot.sites)
+                if node is None:
+                    continue
+                if not isinstance(node, Leaf):
+                    blocks.append(self._tree(group, node, at))
+                    continue
+                weights = self._slots[_slot(node)].sites[at]
+            segment = Segment(group.start, group.end, weights, group.samples)
+            last = blocks[-1] if blocks else None
+            if isinstance(last, list) and last[-1].end == segment.start and last[-1].weights.style == weights.style:
+                last.append(segment)
+            else:
+                blocks.append([segment])
         return [
-            (slot, tuple(span for _, span in group)) for slot, group in groupby(pairs, key=lambda pair: pair[0]) if slot
+            block
+            if isinstance(block, Tree)
+            else Run(block[0].weights.style, block[0].start, block[-1].end, tuple(block))
+            for block in blocks
         ]
 
-    def _runs(self, groups: list[tuple[int, tuple[Span, ...]]], layer: int, kind: SiteKind) -> list[Run]:
-        runs: list[list[Segment]] = []
-        for slot, spans in groups:
-            weights = self._bank[slot].sites.get((layer, kind))
-            if weights is None:
-                continue
-            segment = Segment(spans[0][0], spans[-1][1], weights, spans)
-            last = runs[-1][-1] if runs else None
-            if last and last.end == segment.start and last.weights.style == weights.style:
-                runs[-1].append(segment)
-            else:
-                runs.append([segment])
-        return [Run(r[0].weights.style, r[0].start, r[-1].end, tuple(r)) for r in runs]
+    def projection(self, layer: int, projection: Projection) -> Sequence[DeltaGroup]:
+        """What happens to the output of one projection."""
+        at = (layer, projection)
+        if at not in self._has_projections:
+            return ()
+        found = []
+        for group in self._groups:
+            node = self._pruned(group, layer, lambda slot: at in slot.projections)
+            if node is not None:
+                weights = {_slot(leaf): self._slots[_slot(leaf)].projections[at] for leaf in leaves(node)}
+                found.append(DeltaGroup(group.start, group.end, node, group.samples, weights))
+        return found
+
+    def prefixes(self, layer: int) -> Sequence[PrefixGroup]:
+        """Prefixes in one layer; of a stack, the later child's stand in front."""
+        if layer not in self._has_prefixes:
+            return ()
+        found = []
+        for group in self._groups:
+            node = self._pruned(group, layer, lambda slot: layer in slot.prefixes)
+            if node is not None:
+                order = [self._slots[_slot(leaf)].prefixes[layer] for leaf in leaves(node)]
+                found.append(PrefixGroup(group.samples, tuple(reversed(order))))
+        return found
+
+    def edits(self, layer: int) -> Sequence[tuple[tuple[Span, ...], EditsWeights]]:
+        """Edits after one layer; of a composition, only the first adapter's."""
+        if layer not in self._has_edits:
+            return ()
+        return [
+            (group.samples, edits)
+            for group, first in self._first_leaves()
+            if layer not in group.route.skip_layers and (edits := first.edits.get(layer)) is not None
+        ]
+
+    @cached_property
+    def couplings(self) -> Sequence[tuple[Span, CouplingWeights]]:
+        """Tokens start..end and the coupling on their embeddings; of a composition, only the first adapter's."""
+        return [((group.start, group.end), first.coupling) for group, first in self._first_leaves() if first.coupling]
+
+    @cached_property
+    def prompts(self) -> Sequence[tuple[tuple[Span, ...], PromptWeights]]:
+        """Prompts of the first adapters. The rows' spans have room for them already."""
+        return [(group.samples, first.prompt) for group, first in self._first_leaves() if first.prompt]
+
+    @cached_property
+    def borders(self) -> frozenset[int]:
+        """Tokens at which a group begins or ends."""
+        return frozenset(edge for group in self._groups for edge in (group.start, group.end))
+
+    def _first_leaves(self) -> list[tuple[_Group, SlotWeights]]:
+        return [(group, self._slots[_slot(first_leaf(_node(group)))]) for group in self._groups]
+
+    def _pruned(self, group: _Group, layer: int, has: Callable[[SlotWeights], bool]) -> Node | None:
+        """The group's tree without leaves that have nothing here; a stack of one at the top is that one."""
+        if layer in group.route.skip_layers:
+            return None
+        node = pruned(_node(group), lambda slot: has(self._slots[slot]))
+        while isinstance(node, Stack) and len(node.children) == 1:
+            node = node.children[0]
+        return node
+
+    def _tree(self, group: _Group, node: Node, at: tuple[int, SiteKind]) -> Tree:
+        weights = {_slot(leaf): self._slots[_slot(leaf)].sites[at] for leaf in leaves(node) if leaf.adapter}
+        fusions = {slot: self._slots[slot].fusions[at] for slot in _fusions(node)}
+        return Tree(group.start, group.end, node, group.samples, weights, fusions)
+
+
+def pruned(node: Node, keep: Callable[[int], bool]) -> Node | None:
+    """The tree with only the leaves that `keep` wants; in a Split the others pass through, as slot 0."""
+    if isinstance(node, Leaf):
+        return node if node.adapter and keep(_slot(node)) else None
+    children = tuple(pruned(child, keep) for child in node.children)
+    kept = tuple(child for child in children if child is not None)
+    if not kept:
+        return None
+    if isinstance(node, Split):
+        return Split(tuple(child or Leaf(0) for child in children), node.lengths)
+    if isinstance(node, Stack):
+        return Stack(kept)
+    if isinstance(node, Fuse):
+        return Fuse(kept, node.fusion)
+    weights = tuple(w for w, child in zip(_weights(node), children, strict=True) if child is not None)
+    return type(node)(kept, weights)  # type: ignore[call-arg]
+
+
+def with_slots(node: Node, slots: Sequence[int]) -> Node:
+    """A route's tree, whose leaves are indices of its parts, with the slots of those parts."""
+    return replaced(node, lambda part: slots[int(part)])
+
+
+def _weights(node: Node) -> Sequence[float]:
+    return getattr(node, "weights", ())
+
+
+def _fusions(node: Node) -> list[int]:
+    if isinstance(node, Leaf):
+        return []
+    own = [int(node.fusion)] if isinstance(node, Fuse) else []
+    return own + [slot for child in node.children for slot in _fusions(child)]
+
+
+def _node(group: _Group) -> Node:
+    assert group.route.node is not None
+    return group.route.node
+
+
+def _slot(leaf: Leaf) -> int:
+    return int(leaf.adapter)

@@ -9,21 +9,23 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from server.core import Adapter, Batch, BatchInfo, Sample, SampleOutput, Tier
+from server.core import Adapter, Batch, BatchInfo, BranchOutput, Sample, SampleOutput, Tier
 from server.errors import AdapterdError, DeadlineExceeded, Internal
 from server.metrics import Metrics
 from server.model.base import Base
-from server.model.heads import pool, run_head, to_host
-from server.model.packing import PackedBatch, Packer
-from server.model.routing import RoutingPlan
+from server.model.heads import HeadRow, pool, run_head, to_host
+from server.model.packing import prompt_span
+from server.model.rows import Key, Pass, plan_pass
 from server.model.slots import SlotBank
 
 log = logging.getLogger(__name__)
 Outcome = SampleOutput | AdapterdError
+Answer = tuple[Tensor, ...]
 
 
 @dataclass(slots=True)
@@ -40,7 +42,6 @@ class Runner:
         self._base = base
         self._bank = bank
         self._metrics = metrics
-        self._packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
 
@@ -75,25 +76,20 @@ class Runner:
         for lease in batch.leases.values():
             if lease.is_fresh and lease.adapter is not None:
                 self._place(lease.slot, lease.adapter)
-        outcomes: list[Outcome] = [_late(sample) for sample in batch.samples]
+        outcomes: list[Outcome] = [DeadlineExceeded("the deadline passed before compute") for _ in batch.samples]
         live = [i for i, sample in enumerate(batch.samples) if _is_wanted(sample, started)]
-        slots = {i: batch.leases[batch.samples[i].digest].slot for i in live}
-        # Equal styles, then equal adapters, then equal lengths lie next to each other.
-        live.sort(key=lambda i: (self._order(slots[i]), slots[i], batch.samples[i].num_tokens))
         if not live:
             return outcomes
         samples = [batch.samples[i] for i in live]
-        packed = self._packer.pack([sample.encoding for sample in samples])
-        plan = RoutingPlan(self._bank, [[slots[i] for i in live]], packed.offsets)
-        hidden = self._base.forward(packed, plan)
-        values = to_host(self._answers(samples, hidden, packed, plan))
-        extras = to_host(self._extras(samples, hidden, packed))
-        info = BatchInfo(batch.id, len(samples), packed.num_tokens, len({*slots.values()} - {0}))
+        slots = {digest: lease.slot for digest, lease in batch.leases.items()}
+        way = plan_pass(samples, slots, self._bank, self._base.info.num_layers, self._base.packer)
+        hidden = self._base.forward(way.phases)
+        results = self._results(samples, slots, hidden, way)
+        used = {part.digest for sample in samples for part in sample.target.parts}
+        info = BatchInfo(batch.id, len(samples), way.num_tokens, len(used))
         compute_s = time.monotonic() - started
-        wanted = iter(extras)
-        for i, sample, value in zip(live, samples, values, strict=True):
-            hidden_and_pooler = [next(wanted).numpy() for _ in range(self._num_extras(sample))]
-            outcomes[i] = SampleOutput(value.numpy(), info, started - sample.enqueued_at, compute_s, *hidden_and_pooler)
+        for i, sample, branches in zip(live, samples, results, strict=True):
+            outcomes[i] = SampleOutput(branches, info, started - sample.enqueued_at, compute_s)
         return outcomes
 
     def _place(self, slot: int, adapter: Adapter) -> None:
@@ -101,43 +97,65 @@ class Runner:
         self._bank.write(slot, adapter)
         self._metrics.load_done(Tier.DEVICE, time.monotonic() - started, "ok")
 
-    def _order(self, slot: int) -> int:
-        return self._bank[slot].order if slot else -1
+    def _results(
+        self, samples: Sequence[Sample], slots: dict[str, int], hidden: Tensor, way: Pass
+    ) -> list[tuple[BranchOutput, ...]]:
+        """Every branch's answer, brought to the host in one transfer."""
+        answers = self._answers(samples, slots, hidden, way)
+        extras = {key: self._extras(samples[key[0]], hidden, way.spans[key]) for key in answers}
+        flat = iter(to_host([tensor for key in answers for tensor in (*answers[key], *extras[key])]))
+        outputs: dict[Key, BranchOutput] = {}
+        for key, answer in answers.items():
+            values, relations = next(flat), next(flat) if len(answer) > 1 else None
+            hidden_and_pooler = [next(flat).numpy() for _ in extras[key]]
+            own = relations.numpy() if relations is not None else None
+            outputs[key] = BranchOutput(values.numpy(), own, *hidden_and_pooler)
+        return [tuple(outputs[i, b] for b in range(len(s.target.branches))) for i, s in enumerate(samples)]
 
     def _answers(
-        self, samples: Sequence[Sample], hidden: Tensor, packed: PackedBatch, plan: RoutingPlan
-    ) -> list[Tensor]:
-        """Per sample, in packed order: the logits of its head or its pooled vector."""
-        spans = packed.spans
-        answers: list[Tensor] = []
-        for slot, indices in plan.groups():
-            head = self._bank[slot].head if slot else None
-            if head is None:
-                answers += [pool(hidden, spans[i], samples[i].pooling) for i in indices]
+        self, samples: Sequence[Sample], slots: dict[str, int], hidden: Tensor, way: Pass
+    ) -> dict[Key, Answer]:
+        """By (sample, branch): what its head gives, or its pooled vector. Rows with one head are answered together."""
+        keyed = sorted(((_head_key(samples[i], b, slots), (i, b)) for i, b in way.spans), key=lambda pair: pair[0])
+        answers: dict[Key, Answer] = {}
+        for (slot, number), group in groupby(keyed, key=lambda pair: pair[0]):
+            keys = sorted((key for _, key in group), key=lambda key: way.spans[key])
+            rows = [self._head_row(samples[i], (i, b), way) for i, b in keys]
+            if not slot:
+                found: list[Answer] = [
+                    (pool(hidden, row, samples[i].pooling),) for (i, _), row in zip(keys, rows, strict=True)
+                ]
             else:
-                answers += run_head(head, hidden, [spans[i] for i in indices], self._base.pooler)
+                head = self._bank[slot].heads[number]
+                found = run_head(head, hidden, rows, self._base.heads, self._base.stitching.kernels.uncouple)
+            answers.update(zip(keys, found, strict=True))
         return answers
 
-    def _num_extras(self, sample: Sample) -> int:
-        return (2 if self._base.pooler is not None else 1) if sample.return_hidden else 0
+    def _head_row(self, sample: Sample, key: Key, way: Pass) -> HeadRow:
+        resolved, branch = way.samples[key[0]], key[1]
+        return HeadRow(
+            span=way.spans[key],
+            encoding=sample.encoding,
+            prompt=prompt_span(resolved.prompts[branch]),
+            coupling=way.coupling(key),
+            is_whole=sample.return_hidden,
+        )
 
-    def _extras(self, samples: Sequence[Sample], hidden: Tensor, packed: PackedBatch) -> list[Tensor]:
-        """Token vectors and pooler output of the samples that asked for them."""
-        extras: list[Tensor] = []
-        for sample, (start, end) in zip(samples, packed.spans, strict=True):
-            if sample.return_hidden:
-                extras.append(hidden[start:end])
-                if self._base.pooler is not None:
-                    extras.append(self._base.pooler(hidden[None, start:end])[0])
-        return extras
+    def _extras(self, sample: Sample, hidden: Tensor, span: tuple[int, int]) -> list[Tensor]:
+        """Token vectors and pooler output of a sample that asked for them."""
+        if not sample.return_hidden:
+            return []
+        own, pooler = hidden[slice(*span)], self._base.heads.pooler
+        return [own] if pooler is None else [own, pooler(own[:1])[0]]
+
+
+def _head_key(sample: Sample, branch: int, slots: dict[str, int]) -> tuple[int, int]:
+    head = sample.target.branches[branch].head
+    return (0, 0) if head is None else (slots[sample.target.parts[head[0]].digest], head[1])
 
 
 def _is_wanted(sample: Sample, now: float) -> bool:
     return not sample.reply.done() and (sample.deadline is None or now < sample.deadline)
-
-
-def _late(sample: Sample) -> AdapterdError:
-    return DeadlineExceeded("the deadline passed before compute")
 
 
 def _resolve(done: asyncio.Future[list[Outcome]], outcomes: list[Outcome] | Exception) -> None:

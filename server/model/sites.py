@@ -1,85 +1,261 @@
-"""Where each model family takes adapters, and how they are stitched in.
+"""Stitching: adapters at the sites of an unmodified `transformers` model.
 
-The base stays an unmodified `transformers` model: a site keeps its module, its parameters and their names, and only
-the module's `forward` is replaced on the instance.
+Every module keeps its parameters and their names; only the `forward` of the instances that matter is replaced, and each
+replacement asks the `Stitching` what the pass under way wants there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from server.model.disentangled import stitch_disentangled
+from server.model.families import Around, Behind, Ending, Family
 from server.model.kernels import Kernels
 from server.model.packing import PackedBatch
-from server.model.routing import RoutingPlan
-from server.primitives import SiteKind
+from server.model.routing import DeltaGroup, RoutingPlan, SitePlan
+from server.primitives import Projection, SiteKind
+
+Forward = Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One row of the table of families; paths are relative to a layer.
+@dataclass(frozen=True, slots=True, eq=False)
+class Phase:
+    """Rows from one layer on: how they lie and where they go.
 
-    layers             path of the list of layers
-    self_attention     module that calls the attention function
-    sites              module that ends in dense, dropout, LayerNorm(x + residual)
-    position_offset    first position id, given the base's configuration
+    layer    the first layer that these rows go through; 0 for those that the embeddings give
+    gather   [T] token of the phase before that each token is a copy of; None in the first phase
+    origin   [T] the same, of the first phase
     """
 
-    layers: str
-    self_attention: str
-    sites: dict[SiteKind, str]
-    position_offset: Callable[[Any], int]
-
-
-_BERT_SITES = {SiteKind.ATTENTION: "attention.output", SiteKind.OUTPUT: "output"}
-
-
-def _from_zero(config: Any) -> int:
-    return 0
-
-
-def _after_padding(config: Any) -> int:
-    return int(config.pad_token_id) + 1
-
-
-_BERT = Family("encoder.layer", "attention.self", _BERT_SITES, _from_zero)
-_ROBERTA = Family("encoder.layer", "attention.self", _BERT_SITES, _after_padding)
-
-FAMILIES: dict[str, Family] = {"bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA}
+    layer: int
+    packed: PackedBatch
+    plan: RoutingPlan
+    gather: Tensor | None = None
+    origin: Tensor | None = None
 
 
 class Stitching:
-    """Holds the plan of the pass under way; every stitched module reads it here.
+    """Holds the phases of the pass under way; every stitched module reads them here.
 
     Not thread-safe on purpose: one model, one pass at a time.
 
-    plan     which adapter each sample takes; None leaves the base as it is
-    packed   set when the tokens are one packed row; None means ordinary padded batches (training)
+    packed   None means ordinary padded batches (training with somebody else's loop); `plan` then spans [B * S]
     """
 
     def __init__(self, model: nn.Module, family: Family, kernels: Kernels) -> None:
-        self._kernels = kernels
-        self.plan: RoutingPlan | None = None
+        self.kernels = kernels
         self.packed: PackedBatch | None = None
-        layers = model.get_submodule(family.layers)
-        assert isinstance(layers, nn.ModuleList)
-        for index, layer in enumerate(layers):
-            # Not a submodule, so that neither state_dict nor .to() sees it.
-            object.__setattr__(layer.get_submodule(family.self_attention), "adapterd_stitching", self)
-            for kind, path in family.sites.items():
-                module = layer.get_submodule(path)
-                object.__setattr__(module, "forward", self._site(module, index, kind))
+        self.plan: RoutingPlan | None = None
+        self.layer_input: Tensor | None = None  # of the layer under way, [T, H]
+        self._waiting: list[Phase] = []
+        self._origin: Tensor | None = None
+        self._probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None = None
+        self._seen: dict[tuple[int, str, str], Tensor] = {}
+        self._stitch(model, family)
 
-    def _site(self, module: Any, layer: int, kind: SiteKind) -> Callable[[Tensor, Tensor], Tensor]:
+    def begin(self, phases: Sequence[Phase]) -> None:
+        """Start a pass over packed rows."""
+        first, *self._waiting = phases
+        self.packed, self.plan, self._origin = first.packed, first.plan, None
+
+    def deltas(self, layer: int, projection: Projection) -> Sequence[DeltaGroup]:
+        if self._probe is not None:
+            return self._probe(layer, projection)
+        return self.plan.projection(layer, projection) if self.plan else ()
+
+    def probing(self, probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None) -> None:
+        """Let projections take their deltas from `probe`, for inputs that are not the batch's tokens; None ends it."""
+        self._probe = probe
+
+    # stitching
+
+    def _stitch(self, model: nn.Module, family: Family) -> None:
+        _wrap(model.get_submodule(family.words), self._words)
+        _wrap(model.get_submodule(family.embeddings), self._embeddings)
+        layers = family.layers(model)
+        for index, layer in enumerate(layers):
+            attention = layer.get_submodule(family.attention)
+            # Not submodules, so that neither state_dict nor .to() sees them.
+            object.__setattr__(attention, "adapterd_stitching", self)
+            object.__setattr__(attention, "adapterd_layer", index)
+            for projection, path in family.projections.items():
+                _wrap(layer.get_submodule(path), self._projection(layer.get_submodule(path), index, projection))
+            for kind, site in family.sites.items():
+                if isinstance(site, Ending):
+                    self._end(layer.get_submodule(site.module), index, kind)
+                elif isinstance(site, Around):
+                    self._surround(layer, site, index, kind)
+                else:
+                    self._follow(model, layer, site, index, kind, len(layers) - 1)
+            if family.is_disentangled:
+                stitch_disentangled(attention, index, self)
+            _wrap(attention, self._attention)
+            _wrap(layer, self._layer(index))
+        if family.is_disentangled:
+            _leave_masks_alone(model)
+
+    def _site(self, layer: int, kind: SiteKind) -> SitePlan:
+        return self.plan.site(layer, kind) if self.plan else ()
+
+    def _run_site(
+        self, hidden: Tensor, residual: Tensor, norm: Any, layer: int, kind: SiteKind, closes: bool = True
+    ) -> Tensor:
+        size = hidden.shape
+        rows, residual_rows = hidden.reshape(-1, size[-1]), residual.reshape(-1, size[-1])
+        return self.kernels.site(rows, residual_rows, norm, self._site(layer, kind), closes).view(size)
+
+    def _end(self, module: Any, layer: int, kind: SiteKind) -> None:
         def forward(hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
             projected = module.dropout(module.dense(hidden_states))
-            size = projected.shape
-            flat = projected.view(-1, size[-1])
-            residual = input_tensor.reshape(-1, size[-1])
-            plan = self.plan.at(layer, kind) if self.plan else ()
-            return self._kernels.site(flat, residual, module.LayerNorm, plan).view(size)
+            return self._run_site(projected, input_tensor, module.LayerNorm, layer, kind)
 
-        return forward
+        object.__setattr__(module, "forward", forward)
+
+    def _surround(self, layer_module: nn.Module, site: Around, layer: int, kind: SiteKind) -> None:
+        norm: Any = layer_module.get_submodule(site.norm)
+        plain = norm.forward
+        for path, side in (site.hidden, site.residual):
+            self._remember(layer_module.get_submodule(path), (layer, path, side))
+
+        def forward(summed: Tensor) -> Tensor:
+            plan = self._site(layer, kind)
+            if not plan:
+                return plain(summed)  # type: ignore[no-any-return]
+            hidden, residual = self._seen[layer, *site.hidden], self._seen[layer, *site.residual]
+            size = summed.shape
+            rows = hidden.reshape(-1, size[-1]).clone()  # a backend may overwrite it, and it is not ours
+            return self.kernels.site(rows, residual.reshape(-1, size[-1]), plain, plan).view(size)
+
+        object.__setattr__(norm, "forward", forward)
+
+    def _follow(
+        self, model: nn.Module, layer_module: nn.Module, site: Behind, layer: int, kind: SiteKind, last: int
+    ) -> None:
+        norm = model.get_submodule(site.norm.format(last=last)) if site.norm else nn.Identity()
+        self._remember(layer_module.get_submodule(site.residual), (layer, site.residual, "in"))
+
+        def around(forward: Forward, x: Tensor) -> Tensor:
+            hidden = forward(x)
+            if not self._site(layer, kind):
+                return hidden  # type: ignore[no-any-return]
+            return self._run_site(hidden, self._seen[layer, site.residual, "in"], norm, layer, kind, closes=False)
+
+        _wrap(layer_module.get_submodule(site.projection), around)
+
+    def _remember(self, module: nn.Module, key: tuple[int, str, str]) -> None:
+        """Keep what goes into or comes out of a module until its layer is done."""
+
+        def around(forward: Forward, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            out = forward(hidden, *args, **kwargs)
+            self._seen[key] = hidden if key[2] == "in" else out[0] if isinstance(out, tuple) else out
+            return out
+
+        def before(forward: Forward, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._seen[key] = hidden
+            return forward(hidden, *args, **kwargs)
+
+        _wrap(module, before if key[2] == "in" else around)
+
+    def _projection(self, module: Any, layer: int, projection: Projection) -> Forward:
+        def around(forward: Forward, x: Tensor) -> Tensor:
+            groups = self.deltas(layer, projection)
+            if not groups:
+                return forward(x)  # type: ignore[no-any-return]
+            x = _with_input_scales(x, groups)
+            y = linear(x, module.weight, module.bias)
+            size = y.shape
+            done = self.kernels.projection(y.view(-1, size[-1]), x.reshape(-1, x.shape[-1]), groups)
+            return done.view(size)
+
+        return around
+
+    def _attention(self, forward: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.layer_input = hidden_states.reshape(-1, hidden_states.shape[-1])
+        return forward(hidden_states, *args, **kwargs)
+
+    def _layer(self, layer: int) -> Forward:
+        """Before a layer, rows that part there are copied; after it, edits are made."""
+
+        def around(forward: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self._waiting and self._waiting[0].layer == layer:
+                hidden_states = self._advance(hidden_states)
+            if self._origin is not None and "position_embeddings" in kwargs:  # made once for all layers
+                kwargs["position_embeddings"] = tuple(x[:, self._origin] for x in kwargs["position_embeddings"])
+            out = forward(hidden_states, *args, **kwargs)
+            self._seen.clear()
+            edits = self.plan.edits(layer) if self.plan else ()
+            if not edits:
+                return out
+            hidden: Tensor = out[0] if isinstance(out, tuple) else out
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            for samples, weights in edits:
+                rows = self.kernels.edit(rows, samples, weights)
+            return (rows.view_as(hidden), *out[1:]) if isinstance(out, tuple) else rows.view_as(hidden)
+
+        return around
+
+    def _advance(self, hidden: Tensor) -> Tensor:
+        phase = self._waiting.pop(0)
+        self.packed, self.plan, self._origin = phase.packed, phase.plan, phase.origin
+        assert phase.gather is not None
+        return hidden[:, phase.gather]
+
+    def _words(self, forward: Forward, ids: Tensor) -> Tensor:
+        return self._with_prompts(forward(ids), is_before=True)
+
+    def _embeddings(self, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
+        embedded: Tensor = forward(*args, **kwargs)
+        size = embedded.shape
+        if self.plan and self.plan.couplings:
+            rows, parts, position = embedded.reshape(-1, size[-1]), [], 0
+            for (start, end), weights in self.plan.couplings:
+                parts += [rows[position:start], self.kernels.couple(rows[start:end], weights)]
+                position = end
+            embedded = torch.cat([*parts, rows[position:]]).view(size)
+        return self._with_prompts(embedded, is_before=False)
+
+    def _with_prompts(self, embedded: Tensor, *, is_before: bool) -> Tensor:
+        """Write the prompts into the places that packing left for them."""
+        prompts = [p for p in (self.plan.prompts if self.plan else ()) if p[1].prompt.is_before_embeddings is is_before]
+        if not prompts:
+            return embedded
+        rows = embedded.reshape(-1, embedded.shape[-1])
+        for samples, weights in prompts:
+            length, skip = len(weights.embeddings), int(weights.prompt.is_after_first)
+            places = torch.tensor([a + skip + i for a, _ in samples for i in range(length)], device=rows.device)
+            rows = rows.index_copy(0, places, weights.embeddings.repeat(len(samples), 1))
+        return rows.view_as(embedded)
+
+
+def _with_input_scales(x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
+    """What a projection reads where adapters scale its input; theirs are never composed with others."""
+    scaled = [(g, w.input_scale) for g in groups for w in g.weights.values() if w.input_scale is not None]
+    if not scaled:
+        return x
+    rows, parts, position = x.reshape(-1, x.shape[-1]), [], 0
+    for group, scale in scaled:
+        parts += [rows[position : group.start], rows[group.start : group.end] * scale]
+        position = group.end
+    return torch.cat([*parts, rows[position:]]).view(x.shape)
+
+
+def _wrap(module: nn.Module, around: Callable[..., Any]) -> None:
+    """Replace a module's forward by `around(forward, ...)` on this instance."""
+    forward = module.forward
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(forward, *args, **kwargs)
+
+    object.__setattr__(module, "forward", wrapped)
+
+
+def _leave_masks_alone(model: Any) -> None:
+    """DeBERTa's encoder would build [T, T] masks and positions for the packed row; attention makes its own."""
+    object.__setattr__(model.encoder, "get_attention_mask", lambda mask: mask)
+    object.__setattr__(model.encoder, "get_rel_pos", lambda *args, **kwargs: None)

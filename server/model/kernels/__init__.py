@@ -5,26 +5,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from server.errors import InvalidInput
-from server.model.kernels import eager, reference
-from server.model.routing import SitePlan
+from server.model.routing import DeltaGroup, SitePlan, Span
+from server.model.weights import CouplingWeights, EditsWeights
 
 
 class Kernels(Protocol):
-    """What a backend offers."""
+    """What a backend offers; `reference` says what each means."""
 
-    def site(self, hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan) -> Tensor: ...
+    def site(
+        self, hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True
+    ) -> Tensor: ...
+    def projection(self, y: Tensor, x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor: ...
+    def edit(self, hidden: Tensor, samples: Sequence[Span], weights: EditsWeights) -> Tensor: ...
+    def couple(self, x: Tensor, weights: CouplingWeights) -> Tensor: ...
+    def uncouple(self, y: Tensor, weights: CouplingWeights) -> Tensor: ...
 
 
-BACKENDS = {"reference": reference, "eager": eager}
+BACKENDS = ("reference", "eager", "triton")
 
 
-def backend(name: str) -> Kernels:
-    """Raises InvalidInput for a name that is not known."""
+def backend(name: str, device: torch.device | None = None) -> Kernels:
+    """The operations of one backend, for tensors on `device`; None: wherever it can run.
+
+    raises InvalidInput for a name that is not known, or a backend that cannot run here
+    """
     if name not in BACKENDS:
         raise InvalidInput(f"backend {name!r} is not known; there are {', '.join(BACKENDS)}")
-    return cast(Kernels, BACKENDS[name])
+    try:
+        module = import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"backend {name!r} needs the package {error.name}, which is not installed here") from error
+    if name == "triton":
+        module.require(device)
+    return cast(Kernels, module)

@@ -1,4 +1,4 @@
-"""Bottlenecks in PyTorch with as few passes over [T, H] as possible: the backend for CPUs.
+"""Adapters in PyTorch with as few passes over [T, H] as possible: the backend for CPUs.
 
 Wherever nothing stands between a bottleneck and the closing sum, its output is added straight into that sum. With
 y = hidden + residual, a Pfeiffer adapter is y + up(act(down(norm(y)))), and the sub-layer ends in norm(y) for adapters
@@ -8,37 +8,49 @@ and base alike. What does not have this form goes to `reference`, as does everyt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from server.composition import Leaf
 from server.model.kernels import reference
-from server.model.routing import Run, Segment, SitePlan
+from server.model.kernels.reference import couple, edit, uncouple
+from server.model.routing import DeltaGroup, Run, Segment, SitePlan, Tree
 from server.primitives import BottleneckStyle, Residual
 
+__all__ = ["couple", "edit", "projection", "site", "uncouple"]
 
-def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan) -> Tensor:
+
+def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True) -> Tensor:
     """See `reference.site`; the same result up to rounding."""
-    if torch.is_grad_enabled():
-        return reference.site(hidden, residual, norm, plan)
-    if not plan or not plan[0]:
-        return norm(hidden.add_(residual))  # type: ignore[no-any-return]
-    if len(plan) > 1 or not all(_is_summed(run.style) for run in plan[0]):
-        return reference.site(hidden, residual, norm, plan)
-    before = [run for run in plan[0] if not run.style.is_parallel and not run.style.original_ln_before]
+    if torch.is_grad_enabled() or not closes:
+        return reference.site(hidden, residual, norm, plan, closes)
+    runs = [block for block in plan if _is_summed(block)]
+    others = [block for block in plan if not _is_summed(block)]
+    done = [reference.apply_block(hidden[b.start : b.end], residual[b.start : b.end], norm, b) for b in others]
+    before = [run for run in runs if not run.style.is_parallel and not run.style.original_ln_before]
     narrow = {run: _narrow(hidden[run.start : run.end], run) for run in before}  # they read it before the sum
     summed = hidden.add_(residual)
-    for run in plan[0]:
+    for run in runs:
         if run.style.is_parallel:
             narrow[run] = _narrow(residual[run.start : run.end], run)
         elif run.style.original_ln_before:
             narrow[run] = _narrow(norm(summed[run.start : run.end]), run)
     for run, parts in narrow.items():
         _add_up(summed, run.segments, parts)
-    return norm(summed)  # type: ignore[no-any-return]
+    out: Tensor = norm(summed)
+    for block, rows in zip(others, done, strict=True):
+        out[block.start : block.end] = rows
+    return out
 
 
-def _is_summed(style: BottleneckStyle) -> bool:
+def _is_summed(block: Run | Tree) -> TypeGuard[Run]:
+    return isinstance(block, Run) and is_term(block.style)
+
+
+def is_term(style: BottleneckStyle) -> bool:
     """Whether the bottleneck's output is just one more term of the closing sum."""
     if style.use_gating or style.ln_before or style.ln_after or not style.original_ln_after:
         return False
@@ -77,3 +89,21 @@ def _add_up(summed: Tensor, segments: Sequence[Segment], parts: Sequence[Tensor]
         rows.addmm_(part, up.transposed)
         if up.bias is not None:
             rows.add_(up.bias)
+
+
+def projection(y: Tensor, x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
+    """See `reference.projection`; the same result up to rounding."""
+    if torch.is_grad_enabled():
+        return reference.projection(y, x, groups)
+    for group in groups:
+        rows = y[group.start : group.end]
+        own = x[group.start : group.end]
+        weights = group.weights[int(group.node.adapter)] if isinstance(group.node, Leaf) else None
+        if weights is None or weights.gate is not None or weights.channel is not None or weights.down is None:
+            rows.copy_(reference.apply_delta(rows, own, group))
+        else:
+            assert weights.down is not None and weights.up is not None
+            rows.addmm_(linear(own, weights.down), weights.up.t())
+            if weights.bias is not None:
+                rows.add_(weights.bias)
+    return y

@@ -7,17 +7,25 @@ import pytest
 import torch
 from make_bases import save_base
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, DistilBertConfig, DistilBertModel
+from transformers import AutoModel, GPT2Config, GPT2Model
 
 from server.config import ModelConfig
 from server.core import Encoding, TokenInput
 from server.errors import InvalidInput, UnsupportedConfig
 from server.model.base import Base, load_base
-from server.model.packing import Packer
+from server.model.packing import PackedBatch
+from server.model.routing import Route, RoutingPlan
+from server.model.sites import Phase
 
 
 def encoding(*ids: int) -> Encoding:
     return Encoding(ids, (0,) * len(ids), TokenInput(ids))
+
+
+def alone(base: Base, packed: PackedBatch) -> torch.Tensor:
+    """[T, H] of the base without adapters."""
+    routes = [Route(None)] * len(packed.spans)
+    return base.forward([Phase(0, packed, RoutingPlan({}, routes, packed.spans))])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -26,10 +34,9 @@ def test_packed_samples_equal_transformers_on_each_alone(base: Base, dtype: str,
     base = load_base(ModelConfig(base=str(tmp_path), device="cpu", dtype=dtype))
     generator = torch.Generator().manual_seed(1)
     texts = [torch.randint(3, 70, (n,), generator=generator).tolist() for n in (1, 3, 3, 30, 7)]
-    packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
     with torch.inference_mode():
-        packed = packer.pack([encoding(*ids) for ids in texts])
-        hidden = base.forward(packed, None)
+        packed = base.packer.pack([encoding(*ids) for ids in texts])
+        hidden = alone(base, packed)
         for ids, (start, end) in zip(texts, packed.spans, strict=True):
             want = plain(input_ids=torch.tensor([ids])).last_hidden_state[0]
             tolerance = {"float32": 1e-5, "bfloat16": 6e-2, "float16": 8e-3}[dtype]
@@ -39,18 +46,16 @@ def test_packed_samples_equal_transformers_on_each_alone(base: Base, dtype: str,
 def test_padding_token_inside_a_sample_takes_its_family_position(base: Base, tmp_path: Path) -> None:
     plain = AutoModel.from_pretrained(tmp_path).eval()
     ids = (5, plain.config.pad_token_id, 9)
-    packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
     with torch.inference_mode():
-        hidden = base.forward(packer.pack([encoding(*ids)]), None)
+        hidden = alone(base, base.packer.pack([encoding(*ids)]))
         want = plain(input_ids=torch.tensor([ids])).last_hidden_state[0]
     torch.testing.assert_close(hidden, want, atol=1e-5, rtol=1e-5)
 
 
 def test_longest_input_is_what_the_positions_allow(base: Base) -> None:
-    packer = Packer(base.info, base.family.position_offset(base.model.config), base.device)
     longest = encoding(*[7] * base.info.max_tokens)
     with torch.inference_mode():
-        assert base.forward(packer.pack([longest]), None).shape == (base.info.max_tokens, base.info.hidden_size)
+        assert alone(base, base.packer.pack([longest])).shape == (base.info.max_tokens, base.info.hidden_size)
 
 
 def test_fingerprint_follows_weights_and_not_dtype_or_place(tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_base_without_pooler_weights_gets_none_made_up(tmp_path: Path) -> None:
     handler.emit = reports.append  # type: ignore[method-assign]
     logging.getLogger("transformers").addHandler(handler)
     try:
-        assert load_base(ModelConfig(base=str(tmp_path), device="cpu")).pooler is None
+        assert load_base(ModelConfig(base=str(tmp_path), device="cpu")).heads.pooler is None
     finally:
         logging.getLogger("transformers").removeHandler(handler)
     assert reports == []  # the library would report it as a fault
@@ -89,10 +94,8 @@ def test_base_that_lacks_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_family_is_refused_by_name(tmp_path: Path) -> None:
-    DistilBertModel(DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=1, hidden_dim=8)).save_pretrained(
-        tmp_path
-    )
-    with pytest.raises(UnsupportedConfig, match="distilbert.*bert, roberta"):
+    GPT2Model(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedConfig, match="gpt2.*albert, bert"):
         load_base(ModelConfig(base=str(tmp_path), device="cpu"))
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 from transformers.activations import ACT2FN
 
+from server.composition import Leaf, Node, Stack
 from server.model.kernels import BACKENDS, backend, reference
-from server.model.routing import RoutingPlan
-from server.model.slots import AffineWeights, BottleneckWeights, SlotWeights
+from server.model.routing import Route, RoutingPlan, SitePlan
+from server.model.weights import AffineWeights, BottleneckWeights, SlotWeights
 from server.primitives import BottleneckStyle, Residual, SiteKind
 
 HIDDEN = 32
@@ -26,6 +27,16 @@ PFEIFFER = BottleneckStyle("relu", False, True, True, Residual.INPUT, False, Fal
 HOULSBY = BottleneckStyle("swish", False, False, True, Residual.INPUT, False, False, False, False)
 PARALLEL = BottleneckStyle("relu", True, False, True, Residual.INPUT, False, False, False, False)
 ADAPTER_PLUS = BottleneckStyle("gelu", False, True, False, Residual.NORMED, False, False, False, False)
+
+
+def slot_of(sites: dict[tuple[int, SiteKind], BottleneckWeights]) -> SlotWeights:
+    return SlotWeights(sites, {}, {}, {}, {}, None, None, (), 0)
+
+
+def plan_of(bank: dict[int, SlotWeights], slots: list[int | Node], offsets: list[int]) -> SitePlan:
+    """What happens at HERE; a slot of 0 is the base alone."""
+    routes = [Route(Leaf(slot) if isinstance(slot, int) else slot) if slot else Route(None) for slot in slots]
+    return RoutingPlan(bank, routes, list(zip(offsets, offsets[1:], strict=False))).site(*HERE)
 
 
 def make_weights(style: BottleneckStyle, width: int, seed: int, dtype: torch.dtype) -> SlotWeights:
@@ -44,7 +55,7 @@ def make_weights(style: BottleneckStyle, width: int, seed: int, dtype: torch.dty
         norm_after=affine(HIDDEN) if style.ln_after else None,
         gate=affine(1, HIDDEN) if style.use_gating else None,
     )
-    return SlotWeights({HERE: bottleneck}, None, 0)
+    return slot_of({HERE: bottleneck})
 
 
 def plainly(h: Tensor, t: Tensor, norm: nn.LayerNorm, weights: BottleneckWeights | None) -> Tensor:
@@ -101,7 +112,7 @@ def check(slots: list[int], bank: dict[int, SlotWeights], dtype: torch.dtype, se
         plainly(h[a:b], t[a:b], norm, bank[slot].sites[HERE] if slot else None)
         for slot, a, b in zip(slots, offsets, offsets[1:], strict=False)
     ]
-    plan = RoutingPlan(bank, [slots], offsets).at(*HERE)
+    plan = plan_of(bank, slots, offsets)
     for name in BACKENDS:
         with torch.inference_mode():
             got = backend(name).site(h.clone(), t, norm, plan)
@@ -142,17 +153,17 @@ def test_every_order_of_steps_equals_the_formulas(
 def test_site_without_a_module_is_the_base() -> None:
     norm = nn.LayerNorm(HIDDEN)
     h, t = torch.randn(4, HIDDEN), torch.randn(4, HIDDEN)
-    bank = {1: SlotWeights({}, None, 0)}
-    got = reference.site(h.clone(), t, norm, RoutingPlan(bank, [[1, 0]], [0, 3, 4]).at(*HERE))
+    bank = {1: slot_of({})}
+    got = reference.site(h.clone(), t, norm, plan_of(bank, [1, 0], [0, 3, 4]))
     assert torch.equal(got, norm(h + t))
 
 
-def test_second_step_takes_the_result_of_the_first() -> None:
+def test_second_of_a_stack_takes_the_result_of_the_first() -> None:
     """A stack: what the last bottleneck met decides the closing LayerNorm."""
     bank = {1: make_weights(PFEIFFER, 4, 1, torch.float32), 2: make_weights(HOULSBY, 6, 2, torch.float32)}
     norm = nn.LayerNorm(HIDDEN)
     h, t = torch.randn(5, HIDDEN), torch.randn(5, HIDDEN)
-    plan = RoutingPlan(bank, [[1, 1], [2, 0]], [0, 3, 5]).at(*HERE)
+    plan = plan_of(bank, [Stack((Leaf(1), Leaf(2))), 1], [0, 3, 5])
     with torch.inference_mode():
         got = reference.site(h.clone(), t, norm, plan)
         first = bank[1].sites[HERE]
@@ -169,6 +180,6 @@ def test_gradients_reach_every_weight() -> None:
     for leaf in leaves:
         leaf.requires_grad_()
     h, t = torch.randn(4, HIDDEN), torch.randn(4, HIDDEN)
-    plan = RoutingPlan({1: weights}, [[1, 1]], [0, 2, 4]).at(*HERE)
+    plan = plan_of({1: weights}, [1, 1], [0, 2, 4])
     reference.site(h, t, nn.LayerNorm(HIDDEN), plan).square().sum().backward()
     assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)

@@ -14,7 +14,7 @@ import torch
 from make_bases import save_base
 
 from server.config import ModelConfig
-from server.core import BASE, Adapter, Batch, Encoding, Manifest, Pooling, Sample, SampleOutput, TokenInput
+from server.core import BASE, Adapter, Batch, Encoding, Manifest, Pooling, Sample, SampleOutput, TokenInput, target_of
 from server.errors import DeadlineExceeded, Internal
 from server.metrics import Metrics
 from server.model.base import Base, load_base
@@ -90,15 +90,20 @@ def sample(adapter: Adapter | None, length: int, seed: int, **changes: object) -
     ids = tuple(random.Random(seed).choices(range(5, 70), k=length))
     encoding = Encoding(ids, (0,) * length, TokenInput(ids))
     pooling = list(Pooling)[seed % 3]
-    made = Sample(encoding, adapter, pooling, asyncio.get_running_loop().create_future(), None)
+    made = Sample(encoding, target_of(adapter), pooling, asyncio.get_running_loop().create_future(), None)
     for name, value in changes.items():
         setattr(made, name, value)
     return made
 
 
+def hidden_of(outcome: SampleOutput) -> np.ndarray:
+    assert outcome.branches[0].hidden is not None
+    return outcome.branches[0].hidden
+
+
 def leases(samples: list[Sample]) -> Mapping[str, Lease]:
-    adapters = {s.digest: s.adapter for s in samples}
-    return {digest: Lease(a, i if a else 0) for i, (digest, a) in enumerate(adapters.items(), start=1)}
+    adapters = {part.digest: part for s in samples for part in s.target.parts}
+    return {digest: Lease(part, slot) for slot, (digest, part) in enumerate(adapters.items(), start=1)}
 
 
 @pytest.fixture
@@ -121,8 +126,8 @@ async def test_answer_does_not_depend_on_who_shares_the_batch(base: Base, runner
                 {s.digest for s in samples} - {BASE}
             )
             np.testing.assert_allclose(got.values, want.values, atol=2e-5, rtol=1e-4)
-            assert got.hidden is not None and want.hidden is not None
-            np.testing.assert_allclose(got.hidden, want.hidden, atol=2e-5, rtol=1e-4)
+            assert hidden_of(got) is not None
+            np.testing.assert_allclose(hidden_of(got), hidden_of(want), atol=2e-5, rtol=1e-4)
 
 
 async def test_late_and_cancelled_samples_are_left_out_of_the_pass(base: Base, runner: Runner) -> None:
@@ -157,7 +162,7 @@ async def test_failed_batch_raises_and_the_next_one_is_answered(base: Base, runn
 async def test_pooling_is_each_samples_own(base: Base, runner: Runner) -> None:
     samples = [sample(None, 5, 4, pooling=pooling, return_hidden=True) for pooling in Pooling]
     outcomes = runner.execute(Batch(samples, leases(samples)))
-    hidden = outcomes[0].hidden
+    hidden = hidden_of(outcomes[0])
     want = {Pooling.CLS: hidden[0], Pooling.MEAN: hidden.mean(axis=0), Pooling.LAST: hidden[-1]}
     for s, outcome in zip(samples, outcomes, strict=True):
         np.testing.assert_allclose(outcome.values, want[s.pooling], atol=1e-6)

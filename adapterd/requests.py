@@ -14,6 +14,9 @@ Item = tuple[str, v1.PredictRequest]  # the id that the reply will carry, and th
 class Options(TypedDict, total=False):
     """What a request may say besides its adapter and texts. What is left out takes the task's own default.
 
+    heads          heads that answer instead of the adapter's own: its other heads, or other adapters by name
+    skip_layers    layers without adapters
+    choices        second segments of a multiple-choice question, for every text
     text_pair      second segment, one per text: the hypothesis of a pair, the context of a question
     tokens         inputs as token ids, special tokens included, instead of texts
     top_k          most labels or answers to return
@@ -24,6 +27,9 @@ class Options(TypedDict, total=False):
     return_logits, return_tokens    also give the head's raw output, the tokens the model read
     """
 
+    heads: str | Sequence[str]
+    skip_layers: Sequence[int]
+    choices: Sequence[str]
     text_pair: str | Sequence[str] | None
     tokens: Sequence[Sequence[int]]
     top_k: int | None
@@ -36,14 +42,19 @@ class Options(TypedDict, total=False):
 
 
 def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unpack[Options]) -> v1.PredictRequest:
-    """One adapter, one or more texts. Raises ValueError if texts and pairs differ in number."""
+    """One adapter or composition, one or more texts. Raises ValueError if texts and pairs differ in number.
+
+    adapter   a name, "base", or an expression: Stack(de, ner), Parallel(a, b)
+    """
     return v1.PredictRequest(
         adapter=adapter,
         inputs=[
-            *_texts(_several(text), options.get("text_pair")),
+            *_texts(_several(text), options.get("text_pair"), options.get("choices", ())),
             *(v1.Input(tokens=v1.Tokens(input_ids=ids)) for ids in options.get("tokens", ())),
         ],
         parameters=_parameters(options),
+        heads=_several(options.get("heads", ())),
+        skip_layers=options.get("skip_layers", ()),
     )
 
 
@@ -78,9 +89,11 @@ def _stream_request(item: Item, max_bytes: int) -> v1.PredictStreamRequest:
     return message
 
 
-def _texts(texts: Sequence[str], text_pair: str | Sequence[str] | None) -> list[v1.Input]:
+def _texts(texts: Sequence[str], text_pair: str | Sequence[str] | None, choices: Sequence[str]) -> list[v1.Input]:
     if text_pair is None:
-        return [v1.Input(text=v1.Text(text=text)) for text in texts]
+        return [v1.Input(text=v1.Text(text=text, choices=choices)) for text in texts]
+    if choices:
+        raise ValueError("text_pair and choices: a choice is the second segment, give one of them")
     pairs = _several(text_pair)
     if len(pairs) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(pairs)} text_pairs; give one pair per text")

@@ -15,6 +15,7 @@ from prometheus_client import start_http_server
 
 from adapterd.v1 import adapters_pb2, inference_pb2
 from adapters_cache.adapters import Adapters
+from adapters_cache.compositions import Compositions
 from adapters_cache.residency import Residency
 from server.admission import Admission
 from server.api.admin import AdaptersServicer
@@ -28,6 +29,7 @@ from server.model.base import Base, load_base
 from server.model.runner import Runner
 from server.model.slots import SlotBank
 from server.pipeline import Pipeline
+from server.probe import Prober, load_plain
 from server.scheduler.scheduler import Scheduler
 from server.tokenizer import Tokenizer
 
@@ -87,12 +89,34 @@ class App:
         await scheduler.start()
         started.push_async_callback(scheduler.stop)
         is_cuda = base.device.type == "cuda"
-        self.adapters = Adapters(config.cache, base.info, base.dtype, residency, metrics, pin_memory=is_cuda)
+        prober = await self._start_prober(scheduler, started)
+        self.adapters = Adapters(
+            config.cache,
+            base.info,
+            base.dtype,
+            residency,
+            metrics,
+            weights=base,
+            pin_memory=is_cuda,
+            check=prober.check_adapter if prober else None,
+        )
         await self.adapters.start()
         started.push_async_callback(self.adapters.stop)
+        self.compositions = Compositions(self.adapters, config.cache, base.info)
+        await self.compositions.start()
         tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, config.api.num_tokenizer_threads)
         started.callback(tokenizer.close)
-        return Pipeline(self.admission, tokenizer, self.adapters, scheduler, metrics, base.info.fingerprint)
+        return Pipeline(self.admission, tokenizer, self.compositions, scheduler, metrics, base.info.fingerprint)
+
+    async def _start_prober(self, scheduler: Scheduler, started: AsyncExitStack) -> Prober | None:
+        """What proves adapters at load, if that is asked for: it holds a second, plain copy of the base."""
+        config = self.config
+        if not config.cache.verify_at_load:
+            return None
+        plain = await asyncio.to_thread(load_plain, config.model)
+        plain.start()
+        started.push_async_callback(asyncio.to_thread, plain.stop)
+        return Prober(scheduler, plain, config.cache.verify_tolerance)
 
     def _start_http(self, started: AsyncExitStack) -> None:
         """Metrics, from a thread of their own: a scrape never waits for the event loop."""
@@ -111,7 +135,7 @@ class App:
         server.add_generic_rpc_handlers(
             (
                 service_handler(INFERENCE, InferenceServicer(pipeline, api, self.metrics)),
-                service_handler(ADAPTERS, AdaptersServicer(self.adapters, self.base)),
+                service_handler(ADAPTERS, AdaptersServicer(self.compositions, self.base)),
                 service_handler(HEALTH, self.health),
             )
         )

@@ -1,10 +1,10 @@
-"""A directory of recorded cases: its manifest, arrays and adapters, checked as they are read. See `docs/verify.md`."""
+"""A directory of recorded cases: its manifest and arrays, checked as they are read. See `docs/verify.md`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from adapters_cache.formats.adapterhub import read_checkpoint
-from adapters_cache.formats.checkpoint import Checkpoint
-from server.errors import InvalidInput, MalformedCheckpoint, UnsupportedConfig
+from server.errors import InvalidInput
 
 Arrays = Mapping[str, NDArray[Any]]
 Case = Mapping[str, Any]
@@ -77,7 +75,8 @@ def _case(number: int, case: Any) -> Case:
         raise InvalidInput(f"case {case['id']} needs a tolerance with atol and rtol, numbers of at least 0")
     if tolerance["atol"] == 0:
         raise InvalidInput(f"case {case['id']} has atol 0, which no value near 0 can meet; record a small number")
-    return {"tags": [], "methods": [], "base": Path(case["base_dir"]).name, **case}
+    defaults = {"tags": [], "methods": [], "fusions": [], "base": Path(case["base_dir"]).name}
+    return defaults | case
 
 
 def _base(root: Path, base_dir: str) -> str:
@@ -95,40 +94,3 @@ def read_arrays(root: Path, path: str, *needed: str) -> Arrays:
     if missing:
         raise InvalidInput(f"{path} lacks {', '.join(missing)}")
     return arrays
-
-
-def read_case(root: Path, case: Case) -> Checkpoint | None:
-    """Give the adapter and head that a case names, None for the base alone.
-
-    Raises UnsupportedConfig for what the engine does not run yet, MalformedCheckpoint for what is not there.
-    """
-    composition, head = case["composition"], case["head"]
-    for key in ("fusions", "setup_dir", "skip_layers"):
-        if case.get(key):
-            raise UnsupportedConfig(f"{key} is not supported")
-    if isinstance(composition, dict):
-        raise UnsupportedConfig(f"composition {composition.get('type')} is not supported")
-    if not isinstance(head, str | None):
-        raise UnsupportedConfig("several heads are not supported")
-    if composition is None and head is None:
-        return None
-    checkpoint = _checkpoint(root, case)
-    if head is not None and checkpoint.head is None:
-        raise MalformedCheckpoint(f"the case asks for head {head!r} and no such head is there")
-    return checkpoint
-
-
-def _checkpoint(root: Path, case: Case) -> Checkpoint:
-    composition, head = case["composition"], case["head"]
-    if composition is None:
-        heads = {source["name"]: root / source["dir"] for source in [*case["adapters"], *case["heads"]]}
-        if head not in heads:
-            raise MalformedCheckpoint(f"the case asks for head {head!r} and no such head is there")
-        return replace(read_checkpoint(heads[head], name=head), config=None, tensors={})
-    adapters = {source.get("load_as", source["name"]): source for source in case["adapters"]}
-    if composition not in adapters:
-        raise MalformedCheckpoint(f"the case asks for adapter {composition!r} and no such adapter is there")
-    source = adapters[composition]
-    head_path = next((root / found["dir"] for found in case["heads"] if found["name"] == head), None)
-    leave_out = source.get("leave_out", ())
-    return read_checkpoint(root / source["dir"], name=composition, leave_out=leave_out, head_path=head_path)

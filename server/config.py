@@ -21,7 +21,7 @@ class ModelConfig:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
     dtype: str = "float32"  # float32, bfloat16, float16
     num_threads: int = 0  # compute threads on a CPU; 0 takes all cores
-    backend: str = "eager"  # how adapters are computed: "eager", or "reference" to check against
+    backend: str = "eager"  # how adapters are computed: "eager", "triton" on GPUs, or "reference" to check against
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -40,10 +40,17 @@ class CacheConfig:
     load_timeout_s: float = 30.0  # how long a caller waits for an origin before it gets an error
     max_concurrent_loads: int = 4  # more cold starts in parallel, more CPU taken from serving
     max_adapter_bytes: int = 512 * MIB  # largest checkpoint file that is read at all
+    compositions: tuple[str, ...] = ()  # "name = Stack(de, ner)"; "name = Fuse(a, b) : head" has a head of its own
+    verify_at_load: bool = (
+        False  # try what is loaded against a second, plain copy of the base: memory, slow cold starts
+    )
+    verify_tolerance: float = 1e-3  # of |difference| / (1 + |plain|); more lets more through. bfloat16 needs about 0.1
 
     def __post_init__(self) -> None:
         _require_at_least(1, self, "device_bytes", "host_bytes", "max_concurrent_loads", "max_adapter_bytes")
         _require_seconds(self, "load_timeout_s")
+        if not 0 < self.verify_tolerance < math.inf:
+            raise InvalidInput(f"verify_tolerance {self.verify_tolerance:g} must be a number above 0")
         if self.load_timeout_s == 0:
             raise InvalidInput("load_timeout_s 0 must be more than 0")
 

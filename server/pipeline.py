@@ -10,29 +10,28 @@ from typing import Protocol
 
 from server.admission import Admission
 from server.core import (
-    BASE,
-    Adapter,
-    AdapterStatus,
     Encoding,
-    HostLease,
     Reply,
     Request,
     Sample,
     SampleOutput,
+    Target,
+    TargetLease,
     Timings,
 )
 from server.errors import DeadlineExceeded
 from server.metrics import Metrics
-from server.postprocess import check_parameters, shape_result
+from server.results import Question, fitted, gather, shape, spread
 from server.tokenizer import Tokenizer
 
 # Shaping results of more tokens would keep the event loop from its other callers for milliseconds.
 MAX_INLINE_TOKENS = 256
+MAX_INLINE_VALUES = 1 << 14  # a language model gives a whole vocabulary for each mask
 
 
 class Adapters(Protocol):
-    def get(self, name: str) -> AdapterStatus: ...
-    async def ready(self, name: str) -> HostLease: ...
+    def check(self, expression: str) -> None: ...
+    async def ready(self, expression: str, heads: Sequence[str], skip_layers: Sequence[int]) -> TargetLease: ...
 
 
 class Scheduler(Protocol):
@@ -63,20 +62,22 @@ class Pipeline:
         watch = _Stopwatch(request, self.metrics)
         try:
             async with asyncio.timeout_at(request.deadline) as limit, self.admission.enter(request):  # 1
-                if request.adapter != BASE:
-                    self.adapters.get(request.adapter)  # raises: texts for an unknown name are not worth tokenizing
+                self.adapters.check(request.adapter)  # texts for an unknown name are not worth tokenizing
                 watch.lap("admit")
                 with watch.stage("tokenize"):
-                    encodings = await self.tokenizer.encode(request.inputs, request.parameters)  # 2
+                    encodings = await self.tokenizer.encode(spread(request.inputs), request.parameters)  # 2
                 with watch.stage("ready"):
-                    lease = await self.adapters.ready(request.adapter)  # 3
+                    lease = await self.adapters.ready(request.adapter, request.heads, request.skip_layers)  # 3
                 try:
-                    check_parameters(lease.adapter.spec if lease.adapter else None, request.parameters)
-                    outputs = await self._compute(request, encodings, lease.adapter)  # 4 and 5
+                    questions = gather(request.inputs, encodings)
+                    questions = fitted(questions, lease.target, request.parameters, self.tokenizer.base)
+                    outputs = await self._compute(request, questions, lease.target)  # 4 and 5
                 finally:
                     lease.release()
-                answered = (request, encodings, lease.adapter, outputs, watch)
-                if sum(encoding.num_tokens for encoding in encodings) > MAX_INLINE_TOKENS:
+                answered = (request, questions, lease, outputs, watch)
+                num_values = sum(branch.values.size for output in outputs for branch in output.branches)
+                num_tokens = sum(encoding.num_tokens for encoding in encodings)
+                if num_tokens > MAX_INLINE_TOKENS or num_values > MAX_INLINE_VALUES:
                     return await asyncio.to_thread(self._reply, *answered)
                 return self._reply(*answered)
         except TimeoutError:
@@ -84,11 +85,9 @@ class Pipeline:
                 raise DeadlineExceeded("the deadline passed before the answer; allow more time") from None
             raise
 
-    async def _compute(
-        self, request: Request, encodings: Sequence[Encoding], adapter: Adapter | None
-    ) -> list[SampleOutput]:
+    async def _compute(self, request: Request, questions: Sequence[Question], target: Target) -> list[SampleOutput]:
         """All inputs through the scheduler; the first failure cancels the others."""
-        samples = [_sample(request, encoding, adapter) for encoding in encodings]
+        samples = [_sample(request, encoding, target) for question in questions for encoding in question.encodings]
         if len(samples) == 1:
             return [await self.scheduler.submit(samples[0])]
         tasks = [asyncio.create_task(self.scheduler.submit(sample)) for sample in samples]
@@ -103,18 +102,21 @@ class Pipeline:
     def _reply(
         self,
         request: Request,
-        encodings: Sequence[Encoding],
-        adapter: Adapter | None,
+        questions: Sequence[Question],
+        lease: TargetLease,
         outputs: Sequence[SampleOutput],
         watch: _Stopwatch,
     ) -> Reply:
-        spec = adapter.spec if adapter else None
+        left, target = iter(outputs), lease.target
+        naming = (self.tokenizer.text_of, self.tokenizer.base.mask_token_id)
         return Reply(
             adapter=request.adapter,
-            digest=adapter.digest if adapter else self.base_digest,
+            digest=target.digest if target.parts else self.base_digest,
             results=tuple(
-                shape_result(output, encoding, spec, request.parameters)
-                for output, encoding in zip(outputs, encodings, strict=True)
+                shape(
+                    [next(left) for _ in question.encodings], question, target, lease.names, request.parameters, *naming
+                )
+                for question in questions
             ),
             timings=watch.timings(outputs),
         )
@@ -160,10 +162,10 @@ class _Stopwatch:
             self._metrics.cancelled()
 
 
-def _sample(request: Request, encoding: Encoding, adapter: Adapter | None) -> Sample:
+def _sample(request: Request, encoding: Encoding, target: Target) -> Sample:
     return Sample(
         encoding=encoding,
-        adapter=adapter,
+        target=target,
         pooling=request.parameters.pooling,
         reply=asyncio.get_running_loop().create_future(),
         deadline=request.deadline,

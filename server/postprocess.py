@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from server.core import (
     Answer,
+    BatchInfo,
+    BranchOutput,
     Classification,
     Embedding,
     Encoding,
@@ -26,7 +28,7 @@ from server.core import (
     TokenInfo,
 )
 from server.errors import Internal, InvalidInput
-from server.primitives import AdapterSpec, Task
+from server.primitives import AdapterSpec, Head, Task
 
 DEFAULT_THRESHOLD = 0.5  # of a multi-label head
 MAX_ANSWER_TOKENS = 30
@@ -35,32 +37,47 @@ MAX_ANSWERS = 100
 Floats = NDArray[np.float64]
 
 
-def check_parameters(spec: AdapterSpec | None, parameters: Parameters) -> None:
+def check_parameters(head: Head | None, parameters: Parameters) -> None:
     """Raises InvalidInput for what this task cannot do; to be called before compute."""
-    if spec and spec.task is Task.QUESTION_ANSWERING and (parameters.top_k or 1) > MAX_ANSWERS:
+    if head and head.task is Task.QUESTION_ANSWERING and (parameters.top_k or 1) > MAX_ANSWERS:
         raise InvalidInput(f"top_k {parameters.top_k} exceeds {MAX_ANSWERS}, the limit of answers to one question")
 
 
 def shape_result(output: SampleOutput, encoding: Encoding, spec: AdapterSpec | None, parameters: Parameters) -> Result:
+    """The answer of an adapter's own head for one input; see `shape_branch`."""
+    return shape_branch(output.branches[0], output.batch, encoding, spec.head if spec else None, parameters)
+
+
+def shape_branch(
+    output: BranchOutput,
+    batch: BatchInfo,
+    encoding: Encoding,
+    head: Head | None,
+    parameters: Parameters,
+    answer: Answer | None = None,
+) -> Result:
     """The answer for one input.
 
-    output    values [C], [T, C] or [H], see SampleOutput
-    spec      None for the base alone
+    output    values [C], [T, C] or [H]
+    head      None for a pooled vector
+    answer    what is known already of tasks that are not answered here
     raises    Internal if the numbers are not finite
     """
-    if not np.isfinite(output.values).all():
-        raise Internal("the model's output is not finite for this input")
-    task = spec.task if spec else Task.EMBEDDING
-    head = spec.head if spec else None
-    labels = head.labels if head else ()
+    require_finite(output.values)
+    task, labels = head.task if head else Task.EMBEDDING, head.labels if head else ()
     return Result(
-        answer=_ANSWERS[task](output.values.astype(np.float64), encoding, labels, parameters),
+        answer=answer or _ANSWERS[task](output.values.astype(np.float64), encoding, labels, parameters),
         num_tokens=encoding.num_tokens,
         is_truncated=encoding.is_truncated,
-        batch=output.batch,
+        batch=batch,
         logits=output.values if head and parameters.return_logits else None,
         tokens=_tokens(output, encoding, task, labels) if parameters.return_tokens else (),
     )
+
+
+def require_finite(values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise Internal("the model's output is not finite for this input")
 
 
 def _classification(
@@ -111,11 +128,11 @@ def _token_classification(
     best = scores.argmax(axis=1)
     words = [(first, last, labels[best[first]], float(scores[first].max())) for first, last in _words(encoding)]
     spans = (
-        _span(encoding, entity.first, entity.last, 0, entity.label, float(np.mean(entity.scores)))
+        span(encoding, entity.first, entity.last, 0, entity.label, float(np.mean(entity.scores)))
         for entity in _entities(words)
     )
     least = parameters.threshold or 0.0
-    return TokenClassification(tuple(span for span in spans if span.score >= least))
+    return TokenClassification(tuple(entity for entity in spans if entity.score >= least))
 
 
 def _words(encoding: Encoding) -> Iterator[tuple[int, int]]:
@@ -177,7 +194,7 @@ def _question_answering(
     scores = start[:, None] * ends  # [context, width]: the answer from i of d + 1 tokens
     spans = _best_spans(scores, parameters.top_k or 1)
     return QuestionAnswering(
-        tuple(_span(encoding, int(context[i]), int(context[j]), segment, "", float(scores[i, j - i])) for i, j in spans)
+        tuple(span(encoding, int(context[i]), int(context[j]), segment, "", float(scores[i, j - i])) for i, j in spans)
     )
 
 
@@ -218,7 +235,7 @@ def sigmoid(values: Floats) -> Floats:
     return result
 
 
-def _span(encoding: Encoding, first: int, last: int, segment: int, label: str, score: float) -> Span:
+def span(encoding: Encoding, first: int, last: int, segment: int, label: str, score: float) -> Span:
     """Tokens `first` to `last` as a piece of their segment; of token ids, offsets count tokens."""
     if not encoding.offsets or not isinstance(encoding.source, TextInput):
         return Span("", label, score, first, last + 1)
@@ -229,7 +246,7 @@ def _span(encoding: Encoding, first: int, last: int, segment: int, label: str, s
     return Span(piece.strip(), label, score, start, start + len(piece.strip()))
 
 
-def _tokens(output: SampleOutput, encoding: Encoding, task: Task, labels: Sequence[str]) -> tuple[TokenInfo, ...]:
+def _tokens(output: BranchOutput, encoding: Encoding, task: Task, labels: Sequence[str]) -> tuple[TokenInfo, ...]:
     best = output.values.argmax(axis=-1) if task is Task.TOKEN_CLASSIFICATION else None
     tokens = []
     for i, token_id in enumerate(encoding.input_ids):

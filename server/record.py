@@ -20,9 +20,9 @@ from safetensors.numpy import save_file
 from adapters_cache.build import build_adapter
 from adapters_cache.formats.adapterhub import is_adapter, read_checkpoint
 from server.cases import FORMAT, MANIFEST
-from server.compare import row_outputs
+from server.compare import head_outputs, hidden_outputs
 from server.config import ModelConfig
-from server.core import Adapter, Encoding, Parameters, TextInput, TokenInput
+from server.core import Adapter, Encoding, Parameters, TextInput, TokenInput, own_head
 from server.errors import AdapterdError, InvalidInput
 from server.model.base import Base, load_base
 from server.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def _build(base: Base, folders: Sequence[Path]) -> tuple[dict[Path, Adapter], di
     left_out: dict[str, str] = {}
     for folder in folders:
         try:
-            built[folder] = build_adapter(read_checkpoint(folder), base.info, base.dtype)
+            built[folder] = build_adapter(read_checkpoint(folder), base.info, base.dtype, base)
         except AdapterdError as error:
             left_out[folder.name] = error.message
     return built, left_out
@@ -138,7 +138,10 @@ def _case(
     """Answer every row alone, store what came out, and describe it."""
     tensors: dict[str, NDArray[np.float32]] = {}
     for row, output in enumerate(answer_alone(base, encodings, adapter)):
-        answers = row_outputs(adapter, output)
+        [branch] = output.branches
+        answers = hidden_outputs(branch)
+        if adapter is not None and (head := own_head(adapter)) is not None:
+            answers |= head_outputs(adapter, head, [branch])
         tensors |= {f"row{row}.{key}": np.ascontiguousarray(value[None]) for key, value in answers.items()}
     path = f"outputs/{name}.safetensors" if name else "outputs.safetensors"
     save_file(tensors, root / path)

@@ -40,6 +40,14 @@ class Tokenizer:
         finally:
             has_left.set()
 
+    @property
+    def base(self) -> BaseInfo:
+        return self._base
+
+    def text_of(self, token_id: int) -> str:
+        """A token as text; empty if there is no tokenizer."""
+        return self._backend.decode([token_id], skip_special_tokens=False) if self._backend is not None else ""
+
     def close(self) -> None:
         """Ends the threads without waiting: whoever is still in one has been told already that it will not answer."""
         self._pool.shutdown(wait=False, cancel_futures=True)

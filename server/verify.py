@@ -1,4 +1,4 @@
-"""Run recorded cases through the engine: base, scheduler, device residency, slots and runner, without the wire.
+"""Run recorded cases through the serving engine: scheduler, device residency, slots and runner, without the wire.
 
 A directory of cases is what `docs/verify.md` describes. `check` answers every case; with `mixed` the rows of all cases
 of one base are shuffled into batches of random sizes, with room for so few adapters that they are evicted throughout.
@@ -9,19 +9,16 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from adapters_cache.build import build_adapter
 from adapters_cache.residency import Residency
-from server.cases import Case, read_arrays, read_case, read_cases
-from server.compare import compare_row, row_outputs, worst
+from server.case_rows import Row, read_rows
+from server.cases import Case, read_arrays, read_cases
+from server.compare import compare_row, worst
 from server.config import ModelConfig, SchedulerConfig
-from server.core import Adapter, Encoding, Pooling, Sample, SampleOutput, TokenInput
+from server.core import Adapter, Encoding, Pooling, Sample, SampleOutput, target_of
 from server.errors import AdapterdError, InvalidInput, UnsupportedConfig
 from server.metrics import Metrics
 from server.model.base import Base, load_base
@@ -35,7 +32,7 @@ MAX_BURST = 33  # rows that arrive together while mixing
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one case. `error` is the worst excess over its tolerance: at most 1, or the case failed."""
+    """What became of one case. `error` is the worst excess over its tolerance; above 1 the case failed."""
 
     case: Case
     error: float = 0.0
@@ -48,15 +45,12 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class _Row:
-    """kept [padded length]: which positions of the recorded batch are this row's tokens."""
+class _Work:
+    """A row of a case and its answers, one per choice."""
 
     case: int
-    row: int
-    kept: NDArray[np.bool_]
-    encoding: Encoding
-    adapter: Adapter | None
-    output: SampleOutput | AdapterdError | None = None
+    row: Row
+    outputs: list[SampleOutput | AdapterdError] = field(default_factory=list)
 
 
 def check(
@@ -75,7 +69,7 @@ def check(
     tolerance  multiplies every case's own
     progress   called with (cases done, cases in all) as the work goes on
     metrics    of the engine that answers
-    raises     InvalidInput where `root` holds no manifest, no case has the tag, or an argument makes no sense
+    raises     InvalidInput where `root` holds no manifest or no case has the tag
     """
     if not 0 < tolerance < math.inf:
         raise InvalidInput(f"tolerance {tolerance:g} must be a number above 0; 1 takes every case's own")
@@ -100,63 +94,61 @@ def check(
 
 def _check_group(root: Path, base: Base, outcomes: list[Outcome], mixed: bool, seed: int, metrics: Metrics) -> None:
     """The cases of one base."""
-    rows: list[_Row] = []
+    works: list[_Work] = []
     for index, outcome in enumerate(outcomes):
         try:
-            rows += _rows(root, index, outcome.case, _adapter(root, base, outcome.case))
+            works += [_Work(index, row) for row in read_rows(root, base, outcome.case)]
         except UnsupportedConfig as error:
             outcome.reason, outcome.is_unsupported = error.message, True
         except AdapterdError as error:
             outcome.reason = error.message
     if mixed:
-        random.Random(seed).shuffle(rows)
-    bursts = _random_bursts(rows, random.Random(seed)) if mixed else _bursts_by_case(rows)
-    num_adapters = len({row.adapter.digest for row in rows if row.adapter})
-    num_resident = max(1, min(MAX_RESIDENT_MIXED, num_adapters // 2) if mixed else num_adapters)
-    asyncio.run(_answer(base, bursts, num_resident, metrics))
+        random.Random(seed).shuffle(works)
+    bursts = _random_bursts(works, random.Random(seed)) if mixed else _bursts_by_case(works)
+    asyncio.run(_answer(base, bursts, mixed, metrics))
     for index, outcome in enumerate(outcomes):
         if not outcome.reason:
-            _compare(root, outcome, [row for row in rows if row.case == index])
+            _compare(root, outcome, [work for work in works if work.case == index])
 
 
-def _adapter(root: Path, base: Base, case: Case) -> Adapter | None:
-    checkpoint = read_case(root, case)
-    return build_adapter(checkpoint, base.info, base.dtype) if checkpoint else None
+def _compare(root: Path, outcome: Outcome, works: Sequence[_Work]) -> None:
+    """Everything that is recorded of a case. What cannot be compared is a reason to fail it, and only it."""
+    case = outcome.case
+    try:
+        recorded = read_arrays(root, case["outputs"])
+        outcome.error = worst(compare_row(work.row, recorded, _outputs(work), case["tolerance"]) for work in works)
+    except AdapterdError as error:
+        outcome.reason = error.message
 
 
-def _rows(root: Path, index: int, case: Case, adapter: Adapter | None) -> Iterator[_Row]:
-    inputs = read_arrays(root, case["inputs"], "input_ids", "attention_mask")
-    if inputs["input_ids"].ndim != 2:
-        raise UnsupportedConfig("multiple choice is not supported")
-    for number, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
-        kept = mask.astype(bool)
-        types = inputs["token_type_ids"][number] if "token_type_ids" in inputs else np.zeros_like(ids)
-        row_ids, row_types = tuple(ids[kept].tolist()), tuple(types[kept].tolist())
-        yield _Row(index, number, kept, Encoding(row_ids, row_types, TokenInput(row_ids, row_types)), adapter)
+def _outputs(work: _Work) -> list[SampleOutput]:
+    """Raises what the engine answered a row with, if that was an error."""
+    for output in work.outputs:
+        if isinstance(output, AdapterdError):
+            raise output
+    return [output for output in work.outputs if isinstance(output, SampleOutput)]
 
 
-def _bursts_by_case(rows: list[_Row]) -> list[list[_Row]]:
-    bursts: dict[int, list[_Row]] = {}
-    for row in rows:
-        bursts.setdefault(row.case, []).append(row)
+def _bursts_by_case(works: list[_Work]) -> list[list[_Work]]:
+    bursts: dict[int, list[_Work]] = {}
+    for work in works:
+        bursts.setdefault(work.case, []).append(work)
     return list(bursts.values())
 
 
-def _random_bursts(rows: list[_Row], rng: random.Random) -> list[list[_Row]]:
+def _random_bursts(works: list[_Work], rng: random.Random) -> list[list[_Work]]:
     bursts, start = [], 0
-    while start < len(rows):
+    while start < len(works):
         size = rng.randint(1, MAX_BURST)
-        bursts.append(rows[start : start + size])
+        bursts.append(works[start : start + size])
         start += size
     return bursts
 
 
-async def _answer(base: Base, bursts: list[list[_Row]], num_resident: int, metrics: Metrics) -> None:
-    """Give every row its output; rows of one burst arrive together and share batches."""
+async def _answer(base: Base, bursts: list[list[_Work]], mixed: bool, metrics: Metrics) -> None:
+    """Give every row its outputs; rows of one burst arrive together and share batches."""
     bank = SlotBank(base.device, base.dtype)
-    adapters = {row.adapter.digest: row.adapter for burst in bursts for row in burst if row.adapter}
-    largest = max((bank.slot_bytes(adapter) for adapter in adapters.values()), default=1)
-    residency = Residency(bank, largest * num_resident, metrics)
+    residency = Residency(bank, _budget(bank, bursts, mixed), metrics)
     runner = Runner(base, bank, metrics)
     scheduler = Scheduler(SchedulerConfig(), residency.acquire, runner.run, metrics)
     residency.on_room = scheduler.notify
@@ -164,56 +156,42 @@ async def _answer(base: Base, bursts: list[list[_Row]], num_resident: int, metri
     await scheduler.start()
     try:
         for burst in bursts:
-            await asyncio.gather(*(_answer_row(scheduler, row) for row in burst))
+            await asyncio.gather(*(_answer_row(scheduler, work) for work in burst))
         residency.check_integrity()
-        scheduler.check_integrity()
     finally:
         await scheduler.stop()
         runner.stop()
 
 
-async def _answer_row(scheduler: Scheduler, row: _Row) -> None:
-    sample = Sample(
-        encoding=row.encoding,
-        adapter=row.adapter,
-        pooling=Pooling.MEAN,
-        reply=asyncio.get_running_loop().create_future(),
-        deadline=None,
-        return_hidden=True,
-    )
-    try:
-        row.output = await scheduler.submit(sample)
-    except AdapterdError as error:  # fails this row's case; the others are answered
-        row.output = error
+def _budget(bank: SlotBank, bursts: list[list[_Work]], mixed: bool) -> int:
+    """Bytes for every target at once; while mixing, for a few of the largest, or half of them if that is fewer."""
+    targets = {work.row.target.digest: work.row.target for burst in bursts for work in burst}
+    sizes = sorted(sum(bank.slot_bytes(part) for part in target.parts) for target in targets.values())
+    num_resident = max(1, min(MAX_RESIDENT_MIXED, sum(size > 0 for size in sizes) // 2))
+    return max(1, sizes[-1] * num_resident if mixed and sizes else sum(sizes))
 
 
-def _compare(root: Path, outcome: Outcome, rows: list[_Row]) -> None:
-    """Set the worst excess over the tolerance, or the reason why there is none."""
-    try:
-        recorded = read_arrays(root, outcome.case["outputs"])
-        outcome.error = worst(
-            compare_row(
-                recorded, row.row, row.kept, row_outputs(row.adapter, _answered(row)), outcome.case["tolerance"]
-            )
-            for row in rows
+async def _answer_row(scheduler: Scheduler, work: _Work) -> None:
+    samples = [
+        Sample(
+            encoding=encoding,
+            target=work.row.target,
+            pooling=Pooling.MEAN,
+            reply=asyncio.get_running_loop().create_future(),
+            deadline=None,
+            return_hidden=True,
         )
+        for encoding in work.row.encodings
+    ]
+    try:
+        work.outputs = list(await asyncio.gather(*(scheduler.submit(sample) for sample in samples)))
     except AdapterdError as error:
-        outcome.reason = error.message
-
-
-def _answered(row: _Row) -> SampleOutput:
-    """Raises what failed the row."""
-    assert row.output is not None
-    if isinstance(row.output, AdapterdError):
-        raise row.output
-    return row.output
+        work.outputs = [error]
 
 
 def answer_alone(base: Base, encodings: Sequence[Encoding], adapter: Adapter | None) -> list[SampleOutput]:
-    """The engine's answer to each input in a batch of its own. Raises what failed one."""
-    rows = [
-        _Row(0, number, np.ones(encoding.num_tokens, bool), encoding, adapter)
-        for number, encoding in enumerate(encodings)
-    ]
-    asyncio.run(_answer(base, [[row] for row in rows], 1, Metrics()))
-    return [_answered(row) for row in rows]
+    """The engine's answer to each input in a batch of its own. Raises what the engine answers with instead."""
+    target = target_of(adapter)
+    works = [_Work(0, Row(i, len(encodings), target, (encoding,), (), None)) for i, encoding in enumerate(encodings)]
+    asyncio.run(_answer(base, [[work] for work in works], mixed=False, metrics=Metrics()))
+    return [_outputs(work)[0] for work in works]

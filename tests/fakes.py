@@ -10,17 +10,17 @@ from numpy.typing import ArrayLike
 
 from server.core import (
     Adapter,
-    AdapterStatus,
     BaseInfo,
     Batch,
     BatchInfo,
+    BranchOutput,
     Encoding,
     Manifest,
     Pooling,
     Sample,
     SampleOutput,
-    Tier,
     TokenInput,
+    target_of,
 )
 from server.errors import AdapterdError, AdapterNotFound
 from server.primitives import AdapterSpec, Affine, Head, HeadLayer, Task, TensorSlice
@@ -38,6 +38,8 @@ def make_base(**changes: object) -> BaseInfo:
         "max_tokens": 512,
         "vocab_size": 30522,
         "type_vocab_size": 2,
+        "num_heads": 2,
+        "intermediate_size": 12,
     }
     return BaseInfo(**(facts | changes))  # type: ignore[arg-type]
 
@@ -70,16 +72,18 @@ def make_sample(
 ) -> Sample:
     """A sample of the running event loop."""
     reply: asyncio.Future[SampleOutput] = asyncio.get_running_loop().create_future()
-    return Sample(make_encoding(num_tokens), adapter, Pooling.MEAN, reply, deadline, tenant=tenant)
+    return Sample(make_encoding(num_tokens), target_of(adapter), Pooling.MEAN, reply, deadline, tenant=tenant)
 
 
 def make_output(values: ArrayLike = (0.0,), *, queue_s: float = 0.001, compute_s: float = 0.002) -> SampleOutput:
-    return SampleOutput(np.asarray(values, np.float32), BatchInfo(1, 1, 4, 1), queue_s, compute_s)
+    branch = BranchOutput(np.asarray(values, np.float32))
+    return SampleOutput((branch,), BatchInfo(1, 1, 4, 1), queue_s, compute_s)
 
 
-class FakeHostLease:
+class FakeTargetLease:
     def __init__(self, adapter: Adapter | None) -> None:
-        self.adapter = adapter
+        self.target = target_of(adapter)
+        self.names = tuple((adapter.manifest.name if adapter else "base", "") for _ in self.target.branches)
         self.num_releases = 0
 
     def release(self) -> None:
@@ -93,7 +97,7 @@ class FakeAdapters:
     def __init__(self) -> None:
         self.errors: dict[str, AdapterdError] = {}
         self.specs: dict[str, AdapterSpec] = {}
-        self.leases: list[FakeHostLease] = []
+        self.leases: list[FakeTargetLease] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -101,17 +105,16 @@ class FakeAdapters:
     def num_leased(self) -> int:
         return sum(lease.num_releases == 0 for lease in self.leases)
 
-    def get(self, name: str) -> AdapterStatus:
-        if isinstance(self.errors.get(name), AdapterNotFound):
-            raise self.errors[name]
-        return AdapterStatus(name, Tier.ORIGIN)
+    def check(self, expression: str) -> None:
+        if isinstance(self.errors.get(expression), AdapterNotFound):
+            raise self.errors[expression]
 
-    async def ready(self, name: str) -> FakeHostLease:
+    async def ready(self, name: str, heads: Sequence[str] = (), skip_layers: Sequence[int] = ()) -> FakeTargetLease:
         await self.gate.wait()
         if name in self.errors:
             raise self.errors[name]
         adapter = None if name == "base" else make_adapter(name, self.specs.get(name))
-        self.leases.append(FakeHostLease(adapter))
+        self.leases.append(FakeTargetLease(adapter))
         return self.leases[-1]
 
 
@@ -219,4 +222,4 @@ class FakeRun:
     def output(batch: Batch, sample: Sample) -> SampleOutput:
         """One number: the tokens of the sample, so that a mixed-up answer shows."""
         info = BatchInfo(batch.id, len(batch.samples), batch.num_tokens, batch.num_adapters)
-        return SampleOutput(np.array([sample.num_tokens], np.float32), info, 0.001, 0.002)
+        return SampleOutput((BranchOutput(np.array([sample.num_tokens], np.float32)),), info, 0.001, 0.002)

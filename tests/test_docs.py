@@ -29,7 +29,7 @@ def test_settings_shown_are_all_settings_with_their_defaults() -> None:
     for name, section in SECTIONS.items():
         defaults = {field.name: getattr(section(), field.name) for field in fields(section)}
         assert shown[name].keys() == defaults.keys()
-        free = {"base", "adapters"}
+        free = {"base", "adapters", "compositions"}
         assert {k: v for k, v in shown[name].items() if k not in free} == {
             k: v for k, v in defaults.items() if k not in free
         }
@@ -40,6 +40,15 @@ def test_metrics_shown_are_all_metrics() -> None:
     suffix = {"counter": "_total", "info": "_info"}
     exported = {metric.name + suffix.get(metric.type, "") for metric in Metrics().registry.collect()}
     assert shown == exported
+
+
+def test_tests_that_hold_the_tables_of_adapters_exist() -> None:
+    text = (ROOT / "docs" / "adapters.md").read_text()
+    files = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"\btest_\w+(?:\.py)?", text))
+    assert len(named) > 30
+    missing = [n for n in named if n not in files and not any(f"def {n}(" in source for source in files.values())]
+    assert missing == []
 
 
 def test_folders_shown_in_the_readme_exist() -> None:

@@ -15,8 +15,8 @@ OURS = ("adapterd", "server", "adapters_cache", "training", "loadtest")
 # siblings: they never import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.errors",),
-    ("server.primitives", "server.config"),
-    ("server.core",),
+    ("server.primitives", "server.config", "server.composition"),
+    ("server.core", "server.expression"),
     ("server.metrics",),
     (
         "server.admission",
@@ -26,8 +26,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server.model",
         "adapters_cache",
     ),
-    ("server.pipeline", "server.cases", "server.compare"),
-    ("server.api", "server.verify"),
+    ("server.words",),
+    ("server.results", "server.cases"),
+    ("server.case_rows",),
+    ("server.compare",),
+    ("server.pipeline",),
+    ("server.api", "server.verify", "server.probe"),
     ("server.app", "server.record"),
     ("server.cli",),
     ("server.__main__",),

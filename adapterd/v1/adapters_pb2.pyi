@@ -19,6 +19,10 @@ class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_REGRESSION: _ClassVar[Task]
     TASK_TOKEN_CLASSIFICATION: _ClassVar[Task]
     TASK_QUESTION_ANSWERING: _ClassVar[Task]
+    TASK_MULTIPLE_CHOICE: _ClassVar[Task]
+    TASK_FILL_MASK: _ClassVar[Task]
+    TASK_CAUSAL_LM: _ClassVar[Task]
+    TASK_DEPENDENCY_PARSING: _ClassVar[Task]
 
 class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +38,10 @@ TASK_MULTI_LABEL: Task
 TASK_REGRESSION: Task
 TASK_TOKEN_CLASSIFICATION: Task
 TASK_QUESTION_ANSWERING: Task
+TASK_MULTIPLE_CHOICE: Task
+TASK_FILL_MASK: Task
+TASK_CAUSAL_LM: Task
+TASK_DEPENDENCY_PARSING: Task
 TIER_UNSPECIFIED: Tier
 TIER_ORIGIN: Tier
 TIER_DISK: Tier
@@ -41,7 +49,7 @@ TIER_HOST: Tier
 TIER_DEVICE: Tier
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "method", "task", "labels", "model_type", "hidden_size", "num_parameters", "host_bytes", "device_bytes", "tier", "is_pinned", "loaded_at", "last_used_at", "error")
+    __slots__ = ("name", "digest", "method", "task", "labels", "model_type", "hidden_size", "num_parameters", "host_bytes", "device_bytes", "tier", "is_pinned", "loaded_at", "last_used_at", "error", "heads", "composition")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +65,8 @@ class Adapter(_message.Message):
     LOADED_AT_FIELD_NUMBER: _ClassVar[int]
     LAST_USED_AT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    COMPOSITION_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     method: str
@@ -72,7 +82,9 @@ class Adapter(_message.Message):
     loaded_at: _timestamp_pb2.Timestamp
     last_used_at: _timestamp_pb2.Timestamp
     error: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., method: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., labels: _Optional[_Iterable[str]] = ..., model_type: _Optional[str] = ..., hidden_size: _Optional[int] = ..., num_parameters: _Optional[int] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., tier: _Optional[_Union[Tier, str]] = ..., is_pinned: _Optional[bool] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+    heads: _containers.RepeatedScalarFieldContainer[str]
+    composition: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., method: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., labels: _Optional[_Iterable[str]] = ..., model_type: _Optional[str] = ..., hidden_size: _Optional[int] = ..., num_parameters: _Optional[int] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., tier: _Optional[_Union[Tier, str]] = ..., is_pinned: _Optional[bool] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., composition: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "name_prefix")

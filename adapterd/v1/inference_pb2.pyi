@@ -31,14 +31,18 @@ POOLING_MEAN: Pooling
 POOLING_LAST: Pooling
 
 class PredictRequest(_message.Message):
-    __slots__ = ("adapter", "inputs", "parameters")
+    __slots__ = ("adapter", "inputs", "parameters", "heads", "skip_layers")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_LAYERS_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     parameters: Parameters
-    def __init__(self, adapter: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ...) -> None: ...
+    heads: _containers.RepeatedScalarFieldContainer[str]
+    skip_layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, adapter: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., heads: _Optional[_Iterable[str]] = ..., skip_layers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("text", "tokens")
@@ -49,12 +53,14 @@ class Input(_message.Message):
     def __init__(self, text: _Optional[_Union[Text, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ...) -> None: ...
 
 class Text(_message.Message):
-    __slots__ = ("text", "text_pair")
+    __slots__ = ("text", "text_pair", "choices")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TEXT_PAIR_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
     text: str
     text_pair: str
-    def __init__(self, text: _Optional[str] = ..., text_pair: _Optional[str] = ...) -> None: ...
+    choices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, text: _Optional[str] = ..., text_pair: _Optional[str] = ..., choices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Tokens(_message.Message):
     __slots__ = ("input_ids", "token_type_ids")
@@ -95,30 +101,42 @@ class PredictResponse(_message.Message):
     def __init__(self, adapter: _Optional[str] = ..., digest: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("classification", "multi_label", "regression", "token_classification", "question_answering", "embedding", "logits", "tokens", "num_tokens", "is_truncated", "batch")
+    __slots__ = ("classification", "multi_label", "regression", "token_classification", "question_answering", "embedding", "multiple_choice", "fill_mask", "dependencies", "logits", "tokens", "num_tokens", "is_truncated", "batch", "parallel", "adapter", "head")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     MULTI_LABEL_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     QUESTION_ANSWERING_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    MULTIPLE_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    FILL_MASK_FIELD_NUMBER: _ClassVar[int]
+    DEPENDENCIES_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     IS_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     classification: Classification
     multi_label: MultiLabel
     regression: Regression
     token_classification: TokenClassification
     question_answering: QuestionAnswering
     embedding: Embedding
+    multiple_choice: MultipleChoice
+    fill_mask: FillMask
+    dependencies: Dependencies
     logits: Tensor
     tokens: _containers.RepeatedCompositeFieldContainer[Token]
     num_tokens: int
     is_truncated: bool
     batch: BatchInfo
-    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., multi_label: _Optional[_Union[MultiLabel, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., token_classification: _Optional[_Union[TokenClassification, _Mapping]] = ..., question_answering: _Optional[_Union[QuestionAnswering, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ..., tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., num_tokens: _Optional[int] = ..., is_truncated: _Optional[bool] = ..., batch: _Optional[_Union[BatchInfo, _Mapping]] = ...) -> None: ...
+    parallel: _containers.RepeatedCompositeFieldContainer[Result]
+    adapter: str
+    head: str
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., multi_label: _Optional[_Union[MultiLabel, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., token_classification: _Optional[_Union[TokenClassification, _Mapping]] = ..., question_answering: _Optional[_Union[QuestionAnswering, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., multiple_choice: _Optional[_Union[MultipleChoice, _Mapping]] = ..., fill_mask: _Optional[_Union[FillMask, _Mapping]] = ..., dependencies: _Optional[_Union[Dependencies, _Mapping]] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ..., tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., num_tokens: _Optional[int] = ..., is_truncated: _Optional[bool] = ..., batch: _Optional[_Union[BatchInfo, _Mapping]] = ..., parallel: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., adapter: _Optional[str] = ..., head: _Optional[str] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("labels",)
@@ -189,6 +207,70 @@ class Embedding(_message.Message):
     VALUES_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class MultipleChoice(_message.Message):
+    __slots__ = ("choices",)
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
+    choices: _containers.RepeatedCompositeFieldContainer[Choice]
+    def __init__(self, choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ...) -> None: ...
+
+class Choice(_message.Message):
+    __slots__ = ("index", "score", "text")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    score: float
+    text: str
+    def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
+
+class FillMask(_message.Message):
+    __slots__ = ("masks",)
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    masks: _containers.RepeatedCompositeFieldContainer[Mask]
+    def __init__(self, masks: _Optional[_Iterable[_Union[Mask, _Mapping]]] = ...) -> None: ...
+
+class Mask(_message.Message):
+    __slots__ = ("start", "end", "tokens")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    tokens: _containers.RepeatedCompositeFieldContainer[TokenScore]
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[TokenScore, _Mapping]]] = ...) -> None: ...
+
+class TokenScore(_message.Message):
+    __slots__ = ("text", "id", "score")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    id: int
+    score: float
+    def __init__(self, text: _Optional[str] = ..., id: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
+
+class Dependencies(_message.Message):
+    __slots__ = ("words",)
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    words: _containers.RepeatedCompositeFieldContainer[Word]
+    def __init__(self, words: _Optional[_Iterable[_Union[Word, _Mapping]]] = ...) -> None: ...
+
+class Word(_message.Message):
+    __slots__ = ("text", "start", "end", "head", "relation", "score")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    RELATION_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    start: int
+    end: int
+    head: int
+    relation: str
+    score: float
+    def __init__(self, text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., head: _Optional[int] = ..., relation: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("shape", "values")

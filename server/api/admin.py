@@ -21,6 +21,10 @@ TASKS: dict[str, v1.Task] = {
     Task.REGRESSION.value: v1.TASK_REGRESSION,
     Task.TOKEN_CLASSIFICATION.value: v1.TASK_TOKEN_CLASSIFICATION,
     Task.QUESTION_ANSWERING.value: v1.TASK_QUESTION_ANSWERING,
+    Task.MULTIPLE_CHOICE.value: v1.TASK_MULTIPLE_CHOICE,
+    Task.FILL_MASK.value: v1.TASK_FILL_MASK,
+    Task.CAUSAL_LM.value: v1.TASK_CAUSAL_LM,
+    Task.DEPENDENCY_PARSING.value: v1.TASK_DEPENDENCY_PARSING,
 }
 TIERS: dict[Tier, v1.Tier] = {
     Tier.ORIGIN: v1.TIER_ORIGIN,
@@ -93,6 +97,9 @@ def to_adapter(status: AdapterStatus) -> v1.Adapter:
         tier=TIERS[status.tier],
         is_pinned=status.is_pinned,
         error=status.error,
+        method=status.method,
+        heads=status.heads,
+        composition=status.composition,
     )
     if status.loaded_at is not None:
         message.loaded_at.FromNanoseconds(int(status.loaded_at * 1e9))
@@ -100,7 +107,7 @@ def to_adapter(status: AdapterStatus) -> v1.Adapter:
         message.last_used_at.FromNanoseconds(int(status.last_used_at * 1e9))
     if (manifest := status.manifest) is not None:
         message.digest = manifest.digest
-        message.method = manifest.method
+        message.method = status.method or manifest.method
         message.model_type = manifest.model_type
         message.hidden_size = manifest.hidden_size
         message.num_parameters = manifest.num_parameters

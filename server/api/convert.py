@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,10 +13,14 @@ from server.core import (
     BASE,
     Answer,
     Classification,
+    Dependencies,
     Embedding,
+    FillMask,
     Input,
     LabelScore,
+    Mask,
     MultiLabel,
+    MultipleChoice,
     Parameters,
     Pooling,
     QuestionAnswering,
@@ -28,10 +34,14 @@ from server.core import (
     TokenClassification,
     TokenInput,
     Truncation,
+    Word,
 )
 from server.errors import InvalidInput
 
 MAX_NAME_CHARS = 256
+MAX_EXPRESSION_CHARS = 4096
+MAX_CHOICES = 64
+MAX_HEADS = 128
 
 TRUNCATIONS: dict[int, Truncation] = {
     v1.TRUNCATION_UNSPECIFIED: Truncation.REFUSE,
@@ -48,15 +58,33 @@ POOLINGS: dict[int, Pooling] = {
 
 def to_request(message: v1.PredictRequest, config: ApiConfig, deadline: float | None) -> Request:
     """`deadline` is on the clock of `time.monotonic`. Raises InvalidInput with the offending value."""
-    num_inputs = len(message.inputs)
+    num_inputs = sum(max(1, len(item.text.choices)) for item in message.inputs)
     if num_inputs > config.max_inputs_per_request:
         raise InvalidInput(f"{num_inputs} inputs exceed the limit of {config.max_inputs_per_request} per request")
     return Request(
-        adapter=to_name(message.adapter),
+        adapter=_to_expression(message.adapter),
         inputs=tuple(_to_input(index, item) for index, item in enumerate(message.inputs)),
         parameters=_to_parameters(message.parameters),
         deadline=deadline,
+        heads=_to_heads(message.heads),
+        skip_layers=tuple(message.skip_layers[: config.max_inputs_per_request]),
     )
+
+
+def _to_heads(names: Sequence[str]) -> tuple[str, ...]:
+    if len(names) > MAX_HEADS:
+        raise InvalidInput(f"{len(names)} heads exceed the limit of {MAX_HEADS} per request")
+    if "" in names:
+        raise InvalidInput("heads holds an empty name; leave heads out for the adapter's own")
+    return tuple(names)
+
+
+def _to_expression(text: str) -> str:
+    if "(" not in text:
+        return to_name(text)
+    if len(text) > MAX_EXPRESSION_CHARS:
+        raise InvalidInput(f"adapter expression of {len(text)} characters exceeds the limit of {MAX_EXPRESSION_CHARS}")
+    return text
 
 
 def to_name(name: str) -> str:
@@ -72,10 +100,24 @@ def _to_input(index: int, message: v1.Input) -> Input:
     kind = message.WhichOneof("input")
     if kind == "text":
         pair = message.text.text_pair if message.text.HasField("text_pair") else None
-        return TextInput(message.text.text, pair)
+        return TextInput(message.text.text, pair, _to_choices(index, message.text))
     if kind == "tokens":
         return TokenInput(tuple(message.tokens.input_ids), tuple(message.tokens.token_type_ids))
     raise InvalidInput(f"inputs[{index}] has neither text nor tokens; set one of them")
+
+
+def _to_choices(index: int, message: v1.Text) -> tuple[str, ...]:
+    choices = tuple(message.choices)
+    if choices and message.HasField("text_pair"):
+        raise InvalidInput(
+            f"inputs[{index}] has text_pair and choices; a choice is the second segment, send one of them"
+        )
+    if len(choices) > MAX_CHOICES:
+        raise InvalidInput(f"inputs[{index}] has {len(choices)} choices, the limit is {MAX_CHOICES}")
+    for number, choice in enumerate(choices):
+        if not choice.strip():
+            raise InvalidInput(f"inputs[{index}].choices[{number}] is empty; send some text")
+    return choices
 
 
 def _to_parameters(message: v1.Parameters) -> Parameters:
@@ -119,7 +161,10 @@ def _from_result(result: Result) -> v1.Result:
             for token in result.tokens
         ],
     )
-    _set_answer(message, result.answer)
+    if result.answer is not None:
+        _set_answer(message, result.answer)
+    message.parallel.extend(_from_result(one) for one in result.parallel)
+    message.adapter, message.head = result.adapter, result.head
     if result.logits is not None:
         message.logits.CopyFrom(_from_array(result.logits))
     return message
@@ -146,10 +191,32 @@ def _set_answer(message: v1.Result, answer: Answer) -> None:
         case Embedding(vector):
             message.embedding.SetInParent()
             message.embedding.values.extend(vector.tolist())
+        case MultipleChoice(choices):
+            message.multiple_choice.SetInParent()
+            message.multiple_choice.choices.extend(
+                v1.Choice(index=item.index, score=item.score, text=item.text) for item in choices
+            )
+        case FillMask(masks):
+            message.fill_mask.SetInParent()
+            message.fill_mask.masks.extend(_from_mask(mask) for mask in masks)
+        case Dependencies(words):
+            message.dependencies.SetInParent()
+            message.dependencies.words.extend(_from_word(word) for word in words)
 
 
 def _from_labels(labels: tuple[LabelScore, ...]) -> list[v1.LabelScore]:
     return [v1.LabelScore(label=item.label, score=item.score) for item in labels]
+
+
+def _from_mask(mask: Mask) -> v1.Mask:
+    tokens = (v1.TokenScore(text=token.text, id=token.id, score=token.score) for token in mask.tokens)
+    return v1.Mask(start=mask.start, end=mask.end, tokens=tokens)
+
+
+def _from_word(word: Word) -> v1.Word:
+    return v1.Word(
+        text=word.text, start=word.start, end=word.end, head=word.head, relation=word.relation, score=word.score
+    )
 
 
 def _from_entity(span: Span) -> v1.Entity:

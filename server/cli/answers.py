@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
-from adapterd.v1.inference_pb2 import LabelScore, Result
+from adapterd.v1.inference_pb2 import LabelScore, Result, TokenScore, Word
 
 MAX_LABELS_SHOWN = 3
 
@@ -26,8 +26,22 @@ def describe(result: Result, max_labels: int = MAX_LABELS_SHOWN) -> str:
         case "embedding":
             values = result.embedding.values
             return f"[{', '.join(f'{value:.3f}' for value in values[:3])}, ...] {len(values)} dimensions"
+        case "multiple_choice":
+            return ", ".join(f"{item.text} {item.score:.2f}" for item in result.multiple_choice.choices)
+        case "fill_mask":
+            return "; ".join(_tokens(mask.tokens) for mask in result.fill_mask.masks)
+        case "dependencies":
+            return _tree(result.dependencies.words)
         case _:
             return ""
+
+
+def rows_of(result: Result) -> Iterator[tuple[str, str]]:
+    """(branch, answer): several of a Parallel or of several heads, else one without a name."""
+    if not result.parallel:
+        yield "", describe(result)
+    for one in result.parallel:
+        yield one.adapter if one.head in ("", one.adapter) else f"{one.adapter} > {one.head}", describe(one)
 
 
 def labels_of(result: Result) -> list[str]:
@@ -41,6 +55,16 @@ def labels_of(result: Result) -> list[str]:
             return [item.label for item in result.token_classification.entities]
         case _:
             return []
+
+
+def _tokens(tokens: Iterable[TokenScore]) -> str:
+    return ", ".join(f"{item.text} {item.score:.2f}" for item in tokens)
+
+
+def _tree(words: Sequence[Word]) -> str:
+    """Each word with its relation to the word it depends on."""
+    names = ["root", *(word.text for word in words)]
+    return ", ".join(f"{word.text} [{word.relation} of {names[word.head]}]" for word in words)
 
 
 def _labels(labels: Iterable[LabelScore]) -> str:

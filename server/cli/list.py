@@ -19,7 +19,7 @@ def run(
     prefix: Annotated[str, typer.Option(help="Only names that start with this.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
-    """List adapters: name, task, digest, tier, bytes, labels."""
+    """List adapters: name, method, task, digest, tier, bytes, labels or composition."""
     from adapterd import Client, Error
 
     try:
@@ -42,7 +42,7 @@ def _print_table(adapters: list[Adapter]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("name", "task", "digest", "tier"):
+    for name in ("name", "method", "task", "digest", "tier"):
         table.add_column(name, no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("labels")
@@ -58,9 +58,10 @@ def _row(adapter: Adapter) -> tuple[str, ...]:
     more = len(adapter.labels) - MAX_LABELS_SHOWN
     return (
         adapter.name,
+        adapter.method,
         Task.Name(adapter.task).removeprefix("TASK_").lower() if adapter.task else "",
         adapter.digest[:12],
         Tier.Name(adapter.tier).removeprefix("TIER_").lower() + (" (pinned)" if adapter.is_pinned else ""),
         f"{max(adapter.host_bytes, adapter.device_bytes):,}",
-        adapter.error or labels + (f", {more} more" if more > 0 else ""),
+        adapter.error or adapter.composition or labels + (f", {more} more" if more > 0 else ""),
     )

@@ -15,24 +15,41 @@ EXAMPLE = 'adapterd predict sst2-sentiment "a fine film"'
 
 
 def run(
-    adapter: Annotated[str, typer.Argument(help='A registered adapter, or "base".')],
+    adapter: Annotated[str, typer.Argument(help='A registered adapter, "base", or a composition: "Stack(de, ner)".')],
     text: Annotated[list[str] | None, typer.Argument(help="Texts; without any, each line of stdin.")] = None,
     pair: Annotated[
         list[str] | None, typer.Option(help="Second segment, one per text: a context, a hypothesis.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Most labels or answers.")] = None,
+    head: Annotated[
+        list[str] | None, typer.Option(help="Head that answers instead of the adapter's own; may be repeated.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="A choice of a multiple-choice question; repeat it for each.")
+    ] = None,
+    skip_layer: Annotated[list[int] | None, typer.Option(help="Layer without adapters; may be repeated.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Most labels, answers, choices or tokens.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least score of a label.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole reply as JSON.")] = False,
     server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
     timeout: Annotated[float, typer.Option(help="Seconds this may take.")] = 30.0,
 ) -> None:
-    """Send texts through one adapter and print the answers."""
+    """Send texts through one adapter or composition and print the answers."""
     from adapterd import Client, Error
 
     texts = text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     try:
         with Client(server) as client:
-            reply = client.predict(adapter, texts, text_pair=pair, top_k=top_k, threshold=threshold, timeout=timeout)
+            reply = client.predict(
+                adapter,
+                texts,
+                text_pair=pair,
+                heads=head or (),
+                choices=choice or (),
+                skip_layers=skip_layer or (),
+                top_k=top_k,
+                threshold=threshold,
+                timeout=timeout,
+            )
     except (Error, ValueError) as error:
         typer.echo(f"adapterd: {error}", err=True)
         raise typer.Exit(1) from error
@@ -49,11 +66,14 @@ def _print_table(texts: list[str], reply: PredictResponse) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from server.cli.answers import describe
+    from server.cli.answers import rows_of
 
-    table = Table("text", "answer", box=None, pad_edge=False)
+    has_branches = any(result.parallel for result in reply.results)
+    table = Table("text", *(["adapter"] if has_branches else []), "answer", box=None, pad_edge=False)
     for text, result in zip(texts, reply.results, strict=True):
-        table.add_row(Text(text), Text(describe(result)))  # Text, because brackets are markup to rich
+        for branch, answer in rows_of(result):
+            cells = (text, branch, answer) if has_branches else (text, answer)
+            table.add_row(*map(Text, cells))  # Text, because brackets are markup to rich
     console = Console()
     console.print(table)
     console.print(f"{reply.adapter} {reply.digest[:12]}", style="dim", highlight=False)

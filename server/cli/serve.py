@@ -27,6 +27,9 @@ def run(
     adapters: Annotated[
         list[Path] | None, typer.Option(help="Folder whose sub-folders are adapters; may be repeated.")
     ] = None,
+    composition: Annotated[
+        list[str] | None, typer.Option(help='A name for a composition: "name = Stack(de, ner)"; may be repeated.')
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
@@ -43,6 +46,7 @@ def run(
         "model.device": device,
         "model.dtype": dtype,
         "cache.adapters": adapters or None,
+        "cache.compositions": composition or None,
         "api.host": host,
         "api.port": port,
         "api.http_port": http_port,

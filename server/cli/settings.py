@@ -90,13 +90,20 @@ def _section(section: str, kind: type[Section], table: dict[str, Any]) -> Sectio
 
 
 def _typed(key: str, hint: Any, value: Any) -> Any:
-    """`value` as its field's type. The fields are str, int, float and tuples of paths."""
+    """`value` as its field's type. The fields are str, int, float, bool and tuples of paths or texts."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint == tuple[Path, ...]:
         values = value if isinstance(value, list | tuple) else [value]
         if all(isinstance(item, str | Path) for item in values):
             return tuple(Path(item) for item in values)
+    elif hint == tuple[str, ...]:
+        values = value if isinstance(value, list | tuple) else [value]
+        if all(isinstance(item, str) for item in values):
+            return tuple(values)
+    elif hint is bool:
+        if isinstance(value, bool):
+            return value
     elif isinstance(value, hint) and not isinstance(value, bool):
         return value
     raise InvalidInput(f"{key} = {value!r} is not a {getattr(hint, '__name__', hint)}")

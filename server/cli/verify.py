@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from server.config import ModelConfig
     from server.verify import Outcome
 
 NAME = "verify"
@@ -16,39 +17,68 @@ EXAMPLE = "adapterd verify my-cases --mixed --seed 1"
 MAX_REASONS = 12
 
 
-CHECK_ONLY = ("tag", "mixed", "dtype", "tolerance")
+CHECK_ONLY = ("tag", "mixed", "dtype", "backend", "tolerance")
 RECORD_ONLY = ("base", "adapters", "texts")
 
 
 def run(
     context: typer.Context,
-    directory: Annotated[Path, typer.Argument(help="Folder with manifest.json; with --record, where to write it.")],
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder with manifest.json; with --record, where to write it.")
+    ] = None,
     tag: Annotated[str, typer.Option(help="Only cases that carry this tag.")] = "",
     mixed: Annotated[bool, typer.Option("--mixed", help="Shuffle the rows of all cases into mixed batches.")] = False,
     seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
+    backend: Annotated[str, typer.Option(help="How adapters are computed: eager, triton, reference.")] = "eager",
     tolerance: Annotated[float, typer.Option(help="Multiplies every case's own tolerance.")] = 1.0,
     record: Annotated[bool, typer.Option("--record", help="Write cases of your own adapters instead.")] = False,
-    base: Annotated[str, typer.Option(help="With --record: the base, as in serve.")] = "minilm",
-    adapters: Annotated[Path | None, typer.Option(help="With --record: folder of adapters.")] = None,
+    adapter: Annotated[
+        str, typer.Option(help="Prove this adapter or composition of --adapters, without recorded cases.")
+    ] = "",
+    base: Annotated[str, typer.Option(help="With --record and --adapter: the base, as in serve.")] = "minilm",
+    adapters: Annotated[Path | None, typer.Option(help="With --record and --adapter: folder of adapters.")] = None,
     texts: Annotated[Path | None, typer.Option(help="With --record: a text per line. Default: random tokens.")] = None,
 ) -> None:
     """Check that the engine answers as recorded. Exit code 1 if any case failed, 2 if nothing could be checked.
 
     Alone, each case is a batch; with --mixed, rows of all cases ride together while adapters are evicted throughout.
+    With --adapter, probe inputs go through the engine alone and in a mixed batch, and through a plain forward pass.
     """
-    from server.errors import AdapterdError
+    from server.config import ModelConfig
+    from server.errors import AdapterdError, InvalidInput
 
     try:
+        if adapter:
+            _prove(adapter, ModelConfig(base=base, device=device, dtype=dtype, backend=backend), adapters, tolerance)
+            return
         _refuse(context, *(("with", CHECK_ONLY) if record else ("without", RECORD_ONLY)))
+        if directory is None:
+            raise InvalidInput("name a folder of recorded cases, or an adapter with --adapter")
         if record:
             _record(directory, base, adapters, texts, device, seed)
         else:
-            _check(directory, tag, mixed, seed, device, dtype, tolerance)
+            _check(directory, ModelConfig(device=device, dtype=dtype, backend=backend), tag, mixed, seed, tolerance)
     except AdapterdError as error:
         typer.echo(f"adapterd: {error.message}", err=True)
         raise typer.Exit(2) from error
+
+
+def _prove(adapter: str, model: ModelConfig, adapters: Path | None, tolerance: float) -> None:
+    from server.config import CacheConfig
+    from server.errors import InvalidInput
+    from server.probe import NotProven, probe
+
+    if adapters is None:
+        raise InvalidInput("--adapter needs --adapters, a folder whose sub-folders are adapters")
+    limit = CacheConfig().verify_tolerance * tolerance
+    try:
+        error = probe(model, adapters, adapter, limit)
+    except NotProven as refused:
+        typer.echo(f"adapterd: {refused.message}", err=True)
+        raise typer.Exit(1) from refused
+    typer.echo(f"{adapter} passed: it differs from its plain forward pass by {error:.3g}, the tolerance is {limit:g}")
 
 
 def _refuse(context: typer.Context, where: str, names: Sequence[str]) -> None:
@@ -61,17 +91,16 @@ def _refuse(context: typer.Context, where: str, names: Sequence[str]) -> None:
         raise InvalidInput(f"{', '.join(given)} cannot be used {where} --record")
 
 
-def _check(directory: Path, tag: str, mixed: bool, seed: int, device: str, dtype: str, tolerance: float) -> None:
+def _check(directory: Path, model: ModelConfig, tag: str, mixed: bool, seed: int, tolerance: float) -> None:
     from rich.progress import Progress
 
-    from server.config import ModelConfig
     from server.verify import check
 
     with Progress(transient=True) as bar:
         task = bar.add_task("verify", total=None)
         outcomes = check(
             directory,
-            ModelConfig(device=device, dtype=dtype),
+            model,
             tag=tag,
             mixed=mixed,
             seed=seed,

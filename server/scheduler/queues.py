@@ -1,9 +1,6 @@
-"""The one queue of the server: bounded, per tenant in order of arrival, indexed by adapter."""
+"""The one queue of the server: bounded, per tenant in order of arrival, indexed by target."""
 
 from __future__ import annotations
-
-import heapq
-from collections.abc import Iterable
 
 from server.config import SchedulerConfig
 from server.core import Sample
@@ -23,7 +20,7 @@ class Queue:
         self._max_tokens = config.max_queued_tokens
         self._turns = turns
         self._by_tenant: dict[str, Line] = {}
-        self._by_adapter: dict[str, Line] = {}
+        self._by_target: dict[str, Line] = {}
         self._arrival: dict[Sample, int] = {}
         self._num_arrived = 0
         self._num_tokens = 0
@@ -45,7 +42,7 @@ class Queue:
         if sample.tenant not in self._by_tenant:
             self._turns.enter(sample.tenant)
         self._by_tenant.setdefault(sample.tenant, {})[sample] = None
-        self._by_adapter.setdefault(sample.digest, {})[sample] = None
+        self._by_target.setdefault(sample.digest, {})[sample] = None
         self._num_arrived += 1
         self._arrival[sample] = self._num_arrived
         self._num_tokens += sample.num_tokens
@@ -63,7 +60,7 @@ class Queue:
     def remove(self, sample: Sample) -> None:
         del self._arrival[sample]
         self._num_tokens -= sample.num_tokens
-        _leave(self._by_adapter, sample.digest, sample)
+        _leave(self._by_target, sample.digest, sample)
         _leave(self._by_tenant, sample.tenant, sample)
         if sample.tenant not in self._by_tenant:
             self._turns.leave(sample.tenant)
@@ -72,14 +69,13 @@ class Queue:
         """All samples, oldest first."""
         return list(self._arrival)
 
-    def waiting_for(self, digests: Iterable[str]) -> list[Sample]:
-        """All samples of these adapters, oldest first."""
-        lines = (self._by_adapter.get(digest, {}) for digest in digests)
-        return list(heapq.merge(*lines, key=self._arrival.__getitem__))
+    def waiting_for(self, digest: str) -> list[Sample]:
+        """All samples of one target, oldest first."""
+        return list(self._by_target.get(digest, {}))
 
     def check_integrity(self) -> None:
         """AssertionError when indexes and counters disagree."""
-        for index in (self._by_tenant, self._by_adapter):
+        for index in (self._by_tenant, self._by_target):
             assert all(index.values()), "an empty line was kept"
             assert {sample for line in index.values() for sample in line} == set(self._arrival)
         assert self._num_tokens == sum(sample.num_tokens for sample in self._arrival)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from server.config import SchedulerConfig
 from server.core import Adapter, Batch, Sample, SampleOutput, SlotLease
-from server.errors import AdapterdError, DeadlineExceeded, Internal, Unavailable
+from server.errors import AdapterdError, DeadlineExceeded, Internal, Overloaded, Unavailable
 from server.metrics import Metrics
 from server.scheduler.fairness import DeficitRoundRobin
 from server.scheduler.queues import Queue
@@ -146,32 +146,53 @@ class Scheduler:
         while (sample := self._queue.next()) and batch.has_room(sample):
             if _is_dead(sample):
                 self._expire(sample)
-            elif sample.digest in batch.leases or self._lease(sample, batch):
+            elif batch.has_leases(sample) or self._lease(sample, batch):
                 self._queue.take(sample)
                 batch.add(sample)
             elif sample is self._blocked:
-                self._join(batch)
+                if batch.samples:
+                    self._join(batch)
                 break
         return Batch(batch.samples, batch.leases) if batch.samples else None
 
     def _lease(self, sample: Sample, batch: _Forming) -> bool:
-        """Get the adapter of `sample` a slot. If it cannot have one at all, everybody waiting for it hears so."""
+        """Get every part of the target of `sample` a slot, or none.
+
+        If one cannot have a slot at all, everybody waiting for this target hears so.
+        """
         if sample is self._blocked:
             return False
+        gained: dict[str, SlotLease] = {}
         try:
-            lease = self._acquire(sample.adapter)
+            for part in sample.target.parts:
+                if part.digest not in batch.leases and part.digest not in gained:
+                    lease = self._acquire(part)
+                    if lease is None:
+                        return self._block(sample, gained, is_alone=not (self._running or batch.leases))
+                    gained[part.digest] = lease
         except Exception as error:
-            self._fail(self._queue.waiting_for([sample.digest]), _as_ours(error, "placing the adapter failed"))
+            _give_back(gained)
+            self._fail(self._queue.waiting_for(sample.digest), _as_ours(error, "placing the adapter failed"))
             return False
-        if lease is None:
-            self._blocked = sample
-            return False
-        batch.leases[sample.digest] = lease
+        batch.leases.update(gained)
         return True
+
+    def _block(self, sample: Sample, gained: dict[str, SlotLease], *, is_alone: bool) -> bool:
+        """There is no room for every part of `sample` now; what it got is given back."""
+        _give_back(gained)  # this may wake us, so what is blocked is said afterwards
+        if gained and is_alone:
+            parts = ", ".join(part.manifest.name for part in sample.target.parts)
+            message = f"{parts} do not fit on the device together; raise cache.device_bytes or unpin some adapters"
+            self._fail(self._queue.waiting_for(sample.digest), Overloaded(message, retry_after_s=5.0))
+        else:
+            self._blocked = sample
+        return False
 
     def _join(self, batch: _Forming) -> None:
         """Fill up with samples whose adapter has a slot in this batch; a blocked sample loses nothing by that."""
-        for sample in self._queue.waiting_for(batch.leases):
+        for sample in self._queue.waiting():
+            if not batch.has_leases(sample):
+                continue
             if batch.has_room(sample) and not _is_dead(sample):
                 self._queue.take(sample)
                 batch.add(sample)
@@ -224,12 +245,26 @@ class _Forming:
 
     def add(self, sample: Sample) -> None:
         self.samples.append(sample)
-        self.num_tokens += sample.num_tokens
+        self.num_tokens += _rows(sample)
+
+    def has_leases(self, sample: Sample) -> bool:
+        return all(part.digest in self.leases for part in sample.target.parts)
 
     def has_room(self, sample: Sample) -> bool:
         """The first sample always fits: one that is longer than the budget runs alone."""
-        fits = self.num_tokens + sample.num_tokens <= self._config.max_batch_tokens
+        fits = self.num_tokens + _rows(sample) <= self._config.max_batch_tokens
         return not self.samples or (fits and len(self.samples) < self._config.max_batch_samples)
+
+
+def _rows(sample: Sample) -> int:
+    """Tokens that the last layers compute for a sample: each branch of a Parallel has its own."""
+    return sample.num_tokens * len(sample.target.branches)
+
+
+def _give_back(leases: dict[str, SlotLease]) -> None:
+    """Slots that no batch is going to fill."""
+    for lease in leases.values():
+        lease.release(failed=lease.is_fresh)
 
 
 def _resolve(sample: Sample, outcome: Outcome) -> None:

@@ -151,6 +151,14 @@ def test_as_many_pairs_as_texts_are_required() -> None:
         predict_request("a", ["x", "y"], text_pair="z")
 
 
+def test_a_request_holds_heads_layers_and_choices() -> None:
+    message = predict_request("Stack(de, ner)", ["q", "r"], heads="ner", skip_layers=[0], choices=["x", "y"])
+    assert (list(message.heads), list(message.skip_layers)) == (["ner"], [0])
+    assert [list(item.text.choices) for item in message.inputs] == [["x", "y"]] * 2
+    with pytest.raises(ValueError, match="text_pair and choices"):
+        predict_request("a", "q", text_pair="z", choices=["x"])
+
+
 async def test_wait_ready_gives_up_when_nobody_listens() -> None:
     async with AsyncClient("127.0.0.1:1") as client:
         with pytest.raises(Error) as caught:

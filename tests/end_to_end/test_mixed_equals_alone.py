@@ -36,7 +36,7 @@ async def test_mixed_traffic_under_eviction_and_reload_equals_each_alone(num_req
     base = await asyncio.to_thread(load_base, ModelConfig(base=str(base_path), device="cpu"))
     for index in range(NUM_ADAPTERS):
         make_variant(folder / f"a{index}", base.info, index)
-    adapters = [build_adapter(read_checkpoint(path), base.info, base.dtype) for path in sorted(folder.iterdir())]
+    adapters = [build_adapter(read_checkpoint(path), base.info, base.dtype, base) for path in sorted(folder.iterdir())]
     wanted = await asyncio.to_thread(reference, base, adapters)
     bank = SlotBank(base.device, base.dtype)
     largest = max(bank.slot_bytes(adapter) for adapter in adapters)

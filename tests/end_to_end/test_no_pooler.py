@@ -27,7 +27,8 @@ def config(config: ServerConfig, tmp_path: Path, adapters_path: Path) -> ServerC
     base = load_base(model).info
     assert not base.has_pooler
     make_adapter(adapters_path / "first", base, head=HEAD)
-    make_adapter(adapters_path / "pooled", base, head={**HEAD, "use_pooler": True})
+    with_pooler = replace(base, has_pooler=True)  # as the base it was trained on
+    make_adapter(adapters_path / "pooled", with_pooler, head={**HEAD, "use_pooler": True})
     return replace(config, model=model)
 
 

@@ -175,7 +175,7 @@ async def test_long_results_are_shaped_off_the_event_loop(
         threads.add(threading.current_thread())
         return Result(Regression((0.0,)), 1, False, BatchInfo(1, 1, 1, 1))
 
-    monkeypatch.setattr(pipeline, "shape_result", note)
+    monkeypatch.setattr(pipeline, "shape", note)
     assert len((await bench.pipeline.infer(request(*sizes))).results) == len(sizes)
     assert (threads == {threading.current_thread()}) == is_inline
 

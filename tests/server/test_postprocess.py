@@ -325,7 +325,7 @@ def test_equal_spans_come_in_the_order_of_the_text() -> None:
 def test_only_a_search_limits_the_number_of_answers() -> None:
     many = Parameters(top_k=MAX_ANSWERS + 1)
     check_parameters(None, many)
-    check_parameters(make_spec(Task.CLASSIFICATION, ["a"]), many)
-    check_parameters(make_spec(Task.QUESTION_ANSWERING, ["start", "end"]), Parameters(top_k=MAX_ANSWERS))
+    check_parameters(make_spec(Task.CLASSIFICATION, ["a"]).head, many)
+    check_parameters(make_spec(Task.QUESTION_ANSWERING, ["start", "end"]).head, Parameters(top_k=MAX_ANSWERS))
     with pytest.raises(InvalidInput, match="top_k 101 exceeds 100"):
-        check_parameters(make_spec(Task.QUESTION_ANSWERING, ["start", "end"]), many)
+        check_parameters(make_spec(Task.QUESTION_ANSWERING, ["start", "end"]).head, many)

@@ -45,13 +45,13 @@ async def test_next_leaves_the_sample_in_the_queue() -> None:
     assert queue.num_samples == 1
 
 
-async def test_waiting_for_gives_only_these_adapters_oldest_first() -> None:
+async def test_waiting_for_gives_only_this_target_oldest_first() -> None:
     queue = make_queue()
     samples = [make_sample(make_adapter(name)) for name in ("a", "b", "c", "b", "a")]
     for sample in samples:
         queue.push(sample)
-    assert queue.waiting_for(["digest-b", "digest-a"]) == [samples[i] for i in (0, 1, 3, 4)]
-    assert queue.waiting_for(["digest-unknown"]) == []
+    assert queue.waiting_for("digest-b") == [samples[i] for i in (1, 3)]
+    assert queue.waiting_for("digest-unknown") == []
 
 
 @pytest.mark.parametrize("limits", [{"max_queued_samples": 2}, {"max_queued_tokens": 9}])

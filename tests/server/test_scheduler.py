@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 
 import pytest
 from fakes import FakeRun, FakeSlots, make_adapter, make_sample
@@ -113,6 +114,15 @@ async def test_sample_beyond_the_token_budget_runs_alone() -> None:
     assert [[s.num_tokens for s in batch.samples] for batch in bench.run.batches] == [[4], [50], [4]]
 
 
+async def test_each_branch_of_a_sample_counts_against_the_token_budget() -> None:
+    bench = Bench(max_batch_tokens=10)
+    await bench.scheduler.start()
+    samples = [make_sample(num_tokens=4) for _ in range(3)]
+    samples[0].target = replace(samples[0].target, branches=samples[0].target.branches * 2)
+    await asyncio.gather(*bench.submit(*samples))
+    assert [len(batch.samples) for batch in bench.run.batches] == [1, 2]
+
+
 async def test_full_queue_refuses_at_once() -> None:
     bench = Bench(max_queued_samples=1)
     await bench.scheduler.start()
@@ -179,7 +189,7 @@ async def test_batch_closes_at_the_first_sample_without_a_slot() -> None:
     samples = [make_sample(make_adapter(name)) for name in ("a", "b", "a", "c", "a")]
     await asyncio.gather(*bench.submit(*samples))
     ridden = [
-        "".join(sample.adapter.manifest.name for sample in b.samples if sample.adapter) for b in bench.run.batches
+        "".join(part.manifest.name for sample in b.samples for part in sample.target.parts) for b in bench.run.batches
     ]
     assert ridden == ["aaa", "b", "c"]
     bench.check()
@@ -212,18 +222,28 @@ async def test_blocked_sample_runs_after_notify() -> None:
 
 
 async def test_sample_behind_a_blocked_one_runs_when_that_one_leaves() -> None:
-    bench = Bench(num_slots=1)
+    bench = Bench()
     await bench.scheduler.start()
+    room = bench.scheduler._acquire
+    bench.scheduler._acquire = lambda adapter: None if adapter and adapter.manifest.name == "b" else room(adapter)
     bench.run.gate.clear()
-    first, blocked, base = bench.submit(
-        make_sample(make_adapter("a")), make_sample(make_adapter("b")), make_sample(None)
-    )
+    first, blocked, behind = bench.submit(*(make_sample(make_adapter(name)) for name in "abc"))
     await bench.run.started(1)
+    await bench.settle()
+    assert len(bench.run.batches) == 1
     blocked.cancel()
     await bench.run.started(2)
-    assert bench.batch(1)[0].adapter is None
+    assert bench.batch(1)[0].digest == "digest-c"
     bench.run.gate.set()
-    await asyncio.gather(first, base)
+    await asyncio.gather(first, behind)
+
+
+async def test_base_joins_a_batch_past_a_blocked_sample() -> None:
+    bench = Bench(num_slots=1)
+    await bench.scheduler.start()
+    tasks = bench.submit(make_sample(make_adapter("a")), make_sample(make_adapter("b")), make_sample(None))
+    await asyncio.gather(*tasks)
+    assert [sample.digest for sample in bench.batch(0)] == ["digest-a", "base"]
 
 
 async def test_adapter_that_cannot_be_placed_fails_its_own_samples_only(bench: Bench) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from fakes import make_adapter as make_fake_adapter
+from fakes import make_encoding, make_spec
 from make_adapters import HEADS, make_adapter, make_variant
 from make_bases import MODELS, save_base
 from make_tokenizer import save_tokenizer
@@ -21,12 +23,15 @@ from safetensors.numpy import load_file
 from transformers import RobertaForMaskedLM
 from typer.testing import CliRunner, Result
 
+from server.case_rows import Row
 from server.cli import app as command_line
 from server.compare import compare_row, worst
 from server.config import ModelConfig
+from server.core import BatchInfo, BranchOutput, SampleOutput, target_of
 from server.errors import InvalidInput
 from server.metrics import Metrics
 from server.model.base import load_base
+from server.primitives import Task
 from server.verify import Outcome, check
 
 MODEL = ModelConfig(device="cpu", num_threads=1)
@@ -124,16 +129,16 @@ def test_removed_head_is_exit_1_and_named(cases: Path) -> None:
     for path in (cases / "adapters" / QA).glob("*head*"):
         path.unlink()
     done = verify(cases)
-    assert done.exit_code == 1 and f"failed: tiny/{QA}: the case asks for head '{QA}'" in done.output
+    assert done.exit_code == 1 and f"failed: tiny/{QA}: no head '{QA}'" in done.output
     change(cases / "manifest.json", lambda value: [case.update(head=None) for case in value["cases"]])
     [(name, reason)] = failed(check(cases, MODEL)).items()
     assert name == QA and re.fullmatch("(start|end)_logits recorded, none answered", reason)
 
 
-@pytest.mark.parametrize("name", ["surplus", "row1.surplus", "rowwise.last_hidden_state"])
+@pytest.mark.parametrize("name", ["surplus", "row1.surplus", "rowwise.surplus"])
 def test_recorded_tensor_that_nothing_answers_fails(cases: Path, name: str) -> None:
     change(cases / f"outputs/{NO_HEAD}.safetensors", lambda arrays: arrays.update({name: np.zeros((5, 3), np.float32)}))
-    assert failed(check(cases, MODEL)) == {NO_HEAD: f"{name.removeprefix('row1.')} recorded, none answered"}
+    assert failed(check(cases, MODEL)) == {NO_HEAD: f"{name.rpartition('.')[2]} recorded, none answered"}
 
 
 def test_pooler_recorded_for_a_base_that_has_none_fails(cases: Path, tmp_path: Path) -> None:
@@ -171,11 +176,11 @@ def test_missing_file_fails_its_case_alone(cases: Path) -> None:
 
 def test_unsupported_case_shows_its_reason_and_fails_nothing(cases: Path) -> None:
     change(
-        cases / "manifest.json", lambda value: value["cases"][1].update(composition={"type": "Stack", "children": []})
+        cases / "manifest.json", lambda value: value["cases"][1].update(composition={"type": "Pile", "children": ["a"]})
     )
     done = verify(cases)
     assert done.exit_code == 0 and f"{NUM_ADAPTERS} passed, 0 failed, 1 unsupported" in done.output
-    assert f"unsupported: tiny/{NO_HEAD}: composition Stack is not supported" in done.output
+    assert f"unsupported: tiny/{NO_HEAD}: Pile routes the rows" in done.output
 
 
 def test_case_may_name_a_head_alone(cases: Path) -> None:
@@ -227,18 +232,27 @@ def test_cases_need_no_tags(cases: Path) -> None:
 
 def test_nan_is_worse_than_any_number() -> None:
     assert np.isnan(worst([0.1, float("nan"), 5.0])) and worst([0.1, 5.0, 2.0]) == 5.0 and worst([]) == 0.0
-    tolerance, kept = {"atol": 1.0, "rtol": 0.0}, np.array([True])
-    got = {"a": np.array([1.0]), "b": np.array([float("nan"), 0.0]), "c": np.array([1.0])}
-    recorded = {name: np.ones((1, len(value))) for name, value in got.items()}
-    assert np.isnan(compare_row(recorded, 0, kept, got, tolerance))
+    row, output = row_of([True, True]), output_of(hidden=[[1.0], [float("nan")]], logits=[1.0])
+    recorded = {"last_hidden_state": np.ones((1, 2, 1)), "logits": np.ones((1, 1))}
+    assert np.isnan(compare_row(row, recorded, [output], {"atol": 1.0, "rtol": 0.0}))
     assert Outcome({}, error=float("nan")).is_failed
 
 
 def test_part_of_a_batch_is_compared_under_the_mask() -> None:
     recorded = {"last_hidden_state": np.array([[[9.0], [1.0], [2.0]]]), "logits": np.array([[4.0]])}
-    answers = {"last_hidden_state": np.array([[1.0], [2.0]]), "logits": np.array([4.5])}
-    kept = np.array([False, True, True])
-    assert compare_row(recorded, 0, kept, answers, {"atol": 1.0, "rtol": 0.0}) == 0.5
+    row, output = row_of([False, True, True]), output_of(hidden=[[1.0], [2.0]], logits=[4.5])
+    assert compare_row(row, recorded, [output], {"atol": 1.0, "rtol": 0.0}) == 0.5
+
+
+def row_of(kept: list[bool]) -> Row:
+    """Row 0 of 1 of an adapter with a classification head."""
+    spec = make_spec(Task.CLASSIFICATION, ["a"])
+    return Row(0, 1, target_of(make_fake_adapter("a", spec)), (make_encoding(sum(kept)),), (np.array(kept),), None)
+
+
+def output_of(hidden: list[list[float]], logits: list[float]) -> SampleOutput:
+    branch = BranchOutput(np.float32(logits), hidden=np.float32(hidden))
+    return SampleOutput((branch,), BatchInfo(1, 1, 1, 1), 0.0, 0.0)
 
 
 def test_options_that_do_not_apply_are_refused(recorded: Path, base_path: Path, adapters_path: Path) -> None:

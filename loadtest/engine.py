@@ -44,16 +44,22 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Median tokens/s of each contender at one token budget. Padding is not counted as tokens."""
+    """Seconds of each contender, round by round, at one token budget. Padding is not counted as tokens."""
 
     base: str
     budget: int
     num_samples: int
     num_tokens: int
-    tokens_per_s: dict[str, float]
+    seconds: dict[str, list[float]]
+
+    def tokens_per_s(self, contender: str) -> float:
+        """Of the median round."""
+        return self.num_tokens / statistics.median(self.seconds[contender])
 
     def ratio(self, a: str, b: str) -> float:
-        return self.tokens_per_s[a] / self.tokens_per_s[b]
+        """How many times as fast a is as b: the median over rounds of the two runs of one round."""
+        pairs = zip(self.seconds[a], self.seconds[b], strict=True)
+        return statistics.median(theirs / own for own, theirs in pairs)
 
 
 @dataclass(slots=True)
@@ -120,8 +126,7 @@ class _Contenders:
                     seconds[name].append(elapsed)
             tick()
         total = sum(text.num_tokens for text in texts)
-        rates = {name: total / statistics.median(values) for name, values in seconds.items()}
-        return Row("", budget, len(texts), total, rates)
+        return Row("", budget, len(texts), total, seconds)
 
     def _timed(self, work: Callable[[], None]) -> float:
         started = time.perf_counter()

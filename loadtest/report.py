@@ -22,7 +22,7 @@ def print_table(report: Report) -> None:
     for column in ("base", "budget", *CONTENDERS, *(_ratio_name(*pair) for pair in TARGETS)):
         table.add_column(column, justify="left" if column == "base" else "right")
     for row in report.rows:
-        table.add_row(row.base, str(row.budget), *(f"{row.tokens_per_s[c]:,.0f}" for c in CONTENDERS), *_ratios(row))
+        table.add_row(row.base, str(row.budget), *(f"{row.tokens_per_s(c):,.0f}" for c in CONTENDERS), *_ratios(row))
     Console().print(table)
 
 
@@ -52,8 +52,8 @@ def _markdown(report: Report) -> str:
         "",
         "Workload: random tokens, texts of log-normal length, median 32, at most 256 tokens. Adapters: "
         f"{report.plan.num_adapters} `seq_bn` r16 with a two-class head. Padded batches hold rows x longest text within"
-        " the budget. Tokens/s count real tokens, median of "
-        f"{report.plan.rounds} interleaved rounds.",
+        " the budget. Tokens/s count real tokens, medians of "
+        f"{report.plan.rounds} rounds in which every contender runs in turn; ratios are medians of the rounds' own.",
         "",
         f"Command: `{report.command}`",
         "",
@@ -61,7 +61,7 @@ def _markdown(report: Report) -> str:
         "| --- " * len(header) + "|",
     ]
     for row in report.rows:
-        cells = [row.base, str(row.budget), *(f"{row.tokens_per_s[c]:,.0f}" for c in CONTENDERS), *_ratios(row)]
+        cells = [row.base, str(row.budget), *(f"{row.tokens_per_s(c):,.0f}" for c in CONTENDERS), *_ratios(row)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "![tokens/s against batch budget](engine.png)", ""])
 
@@ -78,7 +78,7 @@ def _plot(path: Path, report: Report) -> None:
         rows = [row for row in report.rows if row.base == base]
         for contender in CONTENDERS:
             label = f"{report.plan.num_adapters} {contender}" if contender == DISTINCT else contender
-            values = [row.tokens_per_s[contender] for row in rows]
+            values = [row.tokens_per_s(contender) for row in rows]
             axis.plot([row.budget for row in rows], values, marker="o", label=label)
         axis.set(title=base, xscale="log", xlabel="tokens per batch", ylabel="tokens/s", ylim=(0, None))
         axis.set_xticks([row.budget for row in rows], [f"{row.budget / 1024:g}k" for row in rows], minor=False)

@@ -67,8 +67,11 @@ class _Parts:
         """The tree with indices of parts in place of names."""
         for node in fuses(tree):
             self.index(self._fusions[str(node.fusion)])
-        fusions = {str(node.fusion) for node in fuses(tree)}
-        return replaced(tree, lambda name: self._index_of(str(name), is_fusion=name in fusions))
+        return replaced(
+            tree,
+            lambda name: self.index(self.adapters[str(name)]),
+            lambda name: self.index(self._fusions[str(name)]),
+        )
 
     def index(self, adapter: Adapter) -> int:
         if adapter.digest not in self._index:
@@ -76,13 +79,14 @@ class _Parts:
             self.all.append(adapter)
         return self._index[adapter.digest]
 
-    def _index_of(self, name: str, *, is_fusion: bool) -> int:
-        return self.index(self._fusions[name] if is_fusion and name not in self.adapters else self.adapters[name])
+    def head(self, name: str, node: Node | None) -> tuple[int, int]:
+        """The part that has a head of this name, the branch's own from the last to the first before all others.
 
-    def head(self, name: str) -> tuple[int, int]:
-        """The part that has a head of this name; else the adapter of this name with its own head."""
-        for index, part in enumerate(self.all):
-            names = [head.name for head in part.spec.all_heads]
+        Else the adapter of this name with its own head.
+        """
+        own = [int(leaf.adapter) for leaf in leaves(node)][::-1] if node is not None else []
+        for index in [*own, *range(len(self.all))]:
+            names = [head.name for head in self.all[index].spec.all_heads]
             if name in names:
                 return index, names.index(name)
         if name in self.adapters and (head := own_head(self.adapters[name])) is not None:
@@ -95,11 +99,11 @@ def _with_heads(placed: Sequence[tuple[Node | None, Node | None]], heads: Sequen
     if not heads:
         return [Branch(node, _own_head(tree, parts)) for tree, node in placed]
     if len(placed) == 1:
-        return [Branch(placed[0][1], parts.head(name)) for name in heads]
+        return [Branch(placed[0][1], parts.head(name, placed[0][1])) for name in heads]
     if len(heads) not in (1, len(placed)):
         raise InvalidInput(f"{len(heads)} heads for {len(placed)} results; name one head, or one per result")
     names = list(heads) * len(placed) if len(heads) == 1 else heads
-    return [Branch(node, parts.head(name)) for (_, node), name in zip(placed, names, strict=True)]
+    return [Branch(node, parts.head(name, node)) for (_, node), name in zip(placed, names, strict=True)]
 
 
 def _own_head(tree: Node | None, parts: _Parts) -> tuple[int, int] | None:
@@ -116,7 +120,7 @@ def _own_head(tree: Node | None, parts: _Parts) -> tuple[int, int] | None:
 def _digest(chosen: Sequence[Branch], parts: Sequence[Adapter], skipped: frozenset[int]) -> str:
     whole = hashlib.sha256()
     for branch in chosen:
-        whole.update(f"{text_of(branch.node) if branch.node else ''} {branch.head}\n".encode())
+        whole.update(f"{branch.node!r} {branch.head}\n".encode())  # weights, lengths and fusions are in it
     for part in parts:
         whole.update(f"{part.digest}\n".encode())
     whole.update(f"{sorted(skipped)}".encode())

@@ -7,6 +7,7 @@ The semantics are those of AdapterHub's library (Poth et al. 2023, arXiv:2311.11
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class Parallel:
 
 
 Node = Leaf | Stack | Fuse | Average | Split | Parallel
+Change = Callable[[str | int], str | int]
 
 
 def leaves(node: Node) -> Iterator[Leaf]:
@@ -86,13 +88,13 @@ def fuses(node: Node) -> list[Fuse]:
     return own + [fuse for child in node.children for fuse in fuses(child)]
 
 
-def replaced(node: Node, change: Callable[[str | int], str | int]) -> Node:
-    """The same tree with every leaf and fusion reference changed."""
+def replaced(node: Node, change: Change, change_fusion: Change | None = None) -> Node:
+    """The same tree with every leaf and fusion reference changed; both alike if only one change is given."""
     if isinstance(node, Leaf):
         return Leaf(change(node.adapter))
-    children = tuple(replaced(child, change) for child in node.children)
+    children = tuple(replaced(child, change, change_fusion) for child in node.children)
     if isinstance(node, Fuse):
-        return Fuse(children, change(node.fusion))
+        return Fuse(children, (change_fusion or change)(node.fusion))
     if isinstance(node, Average):
         return Average(children, node.weights)
     if isinstance(node, Split):
@@ -175,8 +177,8 @@ def average_weights(weights: Sequence[float] | None, num_children: int, *, norma
     if len(weights) != num_children:
         raise InvalidInput(f"Average has {num_children} members and {len(weights)} weights; give one weight per member")
     total = sum(weights) if normalize else 1.0
-    if not total:
-        raise InvalidInput("the weights of an Average add up to 0; give weights that do not")
+    if not total or not math.isfinite(total):
+        raise InvalidInput(f"the weights of an Average add up to {total:g}; give weights that add up to another number")
     return tuple(weight / total for weight in weights)
 
 

@@ -122,18 +122,24 @@ class _Parser:
 
 def _block(name: str, children: tuple[Node, ...], options: list[str]) -> Node:
     if name == "Average":
-        normalize = "normalize=false" not in options
-        numbers = [_number(option) for option in options if not option.startswith("normalize=")]
-        return Average(children, average_weights(numbers or None, len(children), normalize=normalize))
+        flags = [option for option in options if option.startswith("normalize=")]
+        numbers = [_number(option) for option in options if option not in flags]
+        return Average(children, average_weights(numbers or None, len(children), normalize=_normalizes(flags)))
     if name == "Split":
         return Split(children, split_lengths([_length(option) for option in options], len(children)))
     if name == "Fuse":
-        if len(options) > 1:
-            raise InvalidInput(f"Fuse takes one option, the name of its fusion layer, not {len(options)}")
-        return Fuse(children, options[0] if options else fusion_name(children))
+        return Fuse(children, ",".join(options) or fusion_name(children))  # names of fusions hold commas
     if options:
         raise InvalidInput(f"{name} takes no options, found {', '.join(options)}")
     return Stack(children) if name == "Stack" else Parallel(children)
+
+
+def _normalizes(flags: list[str]) -> bool:
+    values = {"normalize=true": True, "normalize=false": False}
+    for flag in flags:
+        if flag.lower() not in values:
+            raise InvalidInput(f"{flag!r} is not an option of Average; give normalize=true or normalize=false")
+    return all(values[flag.lower()] for flag in flags)
 
 
 def split_lengths(lengths: list[int], num_children: int) -> tuple[int, ...]:

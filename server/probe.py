@@ -41,6 +41,7 @@ from server.metrics import Metrics
 from server.model.base import Base, load_base
 from server.model.runner import Runner
 from server.model.slots import SlotBank
+from server.results import num_positions
 from server.scheduler.scheduler import Scheduler
 
 LENGTHS = (3, 8, 17, 30)  # tokens of the probes, where the base takes as many
@@ -149,7 +150,10 @@ def probes(base: BaseInfo, target: Target) -> Iterator[Encoding]:
     """Random tokens of several lengths, the same every time; of a Split as many as it takes."""
     rng = random.Random(0)
     splits = [sum(split.lengths) for branch in target.branches for split in _splits(branch.node)]
-    lengths = splits[:1] * 2 or [min(length, base.max_tokens // 2) for length in LENGTHS]
+    taken = max((num_positions(branch.node, target) for branch in target.branches if branch.node), default=0)
+    lengths = splits[:1] * 2 or [
+        max(1, min(length, base.max_tokens // 2, base.max_tokens - taken)) for length in LENGTHS
+    ]
     for length in lengths:
         ids = tuple(rng.choices(range(min(FIRST_TOKEN, base.vocab_size - 1), base.vocab_size), k=length))
         yield Encoding(ids, (0,) * length, TokenInput(ids), word_starts=tuple(range(1, length)))

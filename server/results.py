@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from server.composition import check_lengths
+from server.composition import Node, check_lengths, leaves
 from server.core import (
     BaseInfo,
     BranchOutput,
@@ -33,6 +33,7 @@ from server.primitives import Head, Task
 from server.words import with_words
 
 DEFAULT_TOKENS_PER_MASK = 5
+MAX_VALUES = 1 << 24  # of one input, 64 MiB on their way to the host
 NameToken = Callable[[int], str]
 
 
@@ -83,11 +84,41 @@ def fitted(questions: Sequence[Question], target: Target, parameters: Parameters
     for index, question in enumerate(questions):
         for head in heads:
             _check(index, question, head, base)
+        _check_values(index, question, heads, base)
         for branch in target.branches:
             if branch.node is not None:
                 for encoding in question.encodings:
                     check_lengths(branch.node, encoding.num_tokens)
+                    _check_room(index, encoding, num_positions(branch.node, target), base)
     return list(questions)
+
+
+def num_positions(node: Node, target: Target) -> int:
+    """How many of the base's positions the prompts and prefixes of a tree take from an input."""
+    specs = [target.parts[int(leaf.adapter)].spec for leaf in leaves(node)]
+    prompt = specs[0].prompt
+    own = prompt.embeddings.shape[0] if prompt is not None and prompt.is_before_embeddings else 0
+    return own + sum(spec.position_offset for spec in specs)
+
+
+def _check_room(index: int, encoding: Encoding, taken: int, base: BaseInfo) -> None:
+    """Beyond the table of positions there is nothing to look up, and the whole batch would fail."""
+    if taken and encoding.num_tokens + taken > base.max_tokens:
+        raise InvalidInput(
+            f"input {index} has {encoding.num_tokens} tokens and the adapter's prompt or prefix takes {taken}"
+            f" positions; the limit is {base.max_tokens} together; shorten it"
+        )
+
+
+def _check_values(index: int, question: Question, heads: Sequence[Head | None], base: BaseInfo) -> None:
+    """A language model gives a value per mask and word of the vocabulary; that must stay within reason."""
+    num_heads = sum(head is not None and head.task is Task.FILL_MASK for head in heads)
+    num_masks = question.encodings[0].input_ids.count(base.mask_token_id or 0) if num_heads else 0
+    if num_masks * base.vocab_size * num_heads > MAX_VALUES:
+        raise InvalidInput(
+            f"input {index} has {num_masks} masks for {num_heads} heads over {base.vocab_size} tokens; together they"
+            f" may give {MAX_VALUES} values, so leave some masks for another request"
+        )
 
 
 def heads_of(target: Target) -> Iterator[Head | None]:

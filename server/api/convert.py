@@ -42,6 +42,7 @@ MAX_NAME_CHARS = 256
 MAX_EXPRESSION_CHARS = 4096
 MAX_CHOICES = 64
 MAX_HEADS = 128
+MAX_SKIP_LAYERS = 256
 
 TRUNCATIONS: dict[int, Truncation] = {
     v1.TRUNCATION_UNSPECIFIED: Truncation.REFUSE,
@@ -67,8 +68,14 @@ def to_request(message: v1.PredictRequest, config: ApiConfig, deadline: float | 
         parameters=_to_parameters(message.parameters),
         deadline=deadline,
         heads=_to_heads(message.heads),
-        skip_layers=tuple(message.skip_layers[: config.max_inputs_per_request]),
+        skip_layers=_to_layers(message.skip_layers),
     )
+
+
+def _to_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    if len(layers) > MAX_SKIP_LAYERS:
+        raise InvalidInput(f"{len(layers)} skip_layers exceed the limit of {MAX_SKIP_LAYERS} per request")
+    return tuple(layers)
 
 
 def _to_heads(names: Sequence[str]) -> tuple[str, ...]:

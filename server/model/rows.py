@@ -149,7 +149,9 @@ def _parts_at(routes: tuple[Route, ...], slots: Slots, num_layers: int) -> int:
 def _at(route: Route, layer: int, slots: Slots) -> object:
     if route.node is None or layer in route.skip_layers:
         return None
-    return pruned(route.node, lambda slot: _has(slots[slot], layer))
+    first = int(first_leaf(route.node).adapter)  # the only one whose edits count, even where it has nothing else
+    edits = first if layer in slots[first].edits else 0
+    return pruned(route.node, lambda slot: _has(slots[slot], layer)), edits
 
 
 def _has(weights: SlotWeights, layer: int) -> bool:

@@ -77,10 +77,11 @@ def _task(config: Mapping[str, Any]) -> Task:
 
 
 def _without_pooler(task: Task, base: BaseInfo) -> Task:
-    """What a head that asks for a missing pooler does. Raises UnsupportedConfig unless it can be told."""
-    if not (family_of(base.model_type).pools_tokens and task is Task.CLASSIFICATION):
+    """What a head that asks for a missing pooler does with every token. Raises UnsupportedConfig where it cannot."""
+    over_tokens = {Task.CLASSIFICATION: Task.TOKEN_CLASSIFICATION, Task.MULTIPLE_CHOICE: Task.MULTIPLE_CHOICE}
+    if not family_of(base.model_type).pools_tokens or task not in over_tokens:
         raise refusal("head_config.use_pooler", True, f"false: {base.model_type} has no pooler")
-    return Task.TOKEN_CLASSIFICATION
+    return over_tokens[task]
 
 
 def _layers(

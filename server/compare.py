@@ -77,6 +77,10 @@ def _of_name(row: Row, name: str, recorded: Arrays) -> Iterator[Recorded]:
     elif name in PER_CHOICE and num_choices > 1:
         for choice in range(num_choices):
             yield 0, f"{name}@{choice}", recorded[name][row.number * num_choices + choice], True
+    elif name == "logits" and num_choices > 1 and len(recorded[name]) != row.num_rows:
+        per_choice = recorded[name].reshape(row.num_rows * num_choices, -1)  # the library lines all tokens up in pairs
+        for choice in range(num_choices):
+            yield 0, f"{name}@{choice}", per_choice[row.number * num_choices + choice], True
     elif num_branches > 1 and len(recorded[name]) == num_branches * row.num_rows:
         for branch in range(num_branches):
             yield branch, name, recorded[name][branch * row.num_rows + row.number], True
@@ -97,7 +101,8 @@ def _trimmed(row: Row, name: str, whole: Array, got: Array) -> Array:
     plain, _, choice = name.partition("@")
     if plain in PER_WORD:
         return whole[: got.shape[0], : got.shape[1]]
-    if not whole.ndim or not (plain in PER_TOKEN or got.ndim == 2):
+    is_per_token = plain in PER_TOKEN or got.ndim == 2 or (plain == "logits" and choice)
+    if not whole.ndim or not is_per_token:
         return whole
     kept = row.kept[int(choice or 0)]
     return whole[kept] if len(whole) == len(kept) else whole[: len(got)]
@@ -130,6 +135,8 @@ def head_outputs(adapter: Adapter, number: int, outputs: Sequence[BranchOutput])
     if task is Task.DEPENDENCY_PARSING:
         assert outputs[0].relations is not None
         return {"arc_preds": values, "rel_preds": outputs[0].relations}
+    if task is Task.MULTIPLE_CHOICE and values.ndim == 2:  # a score per token, as DeBERTa's missing pooler has it
+        return {f"logits@{i}": output.values[:, 0] for i, output in enumerate(outputs)}
     if task is Task.MULTIPLE_CHOICE:
         return {"logits": np.concatenate([output.values for output in outputs])}
     return {"logits": values}

@@ -138,6 +138,11 @@ def _check(index: int, question: Question, head: Head | None, base: BaseInfo) ->
             if has_choices
             else f"input {index} has no choices, and head {name} chooses among some; send a text with choices"
         )
+    if task is Task.MULTIPLE_CHOICE and head is not None and head.reads_tokens:
+        raise UnsupportedConfig(
+            f"head {name} reads a pooler that {base.name} does not have and so scores every token, not every choice;"
+            " use a head trained without use_pooler"
+        )
     if task is Task.FILL_MASK:
         if base.mask_token_id is None:
             raise InvalidInput(f"head {name} fills masks, and the base {base.name} has no mask token")

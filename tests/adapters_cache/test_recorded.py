@@ -20,8 +20,6 @@ from adapters_cache.formats.schemas import DECODER_ONLY, TRAINING_ONLY
 from adapters_cache.formats.setups import read_setup
 from server.core import Adapter
 
-# A head that reads a pooler that DeBERTa does not have: the library lines up its scores of every token as choices.
-REFUSED = "adapters/debertav2/h_mc_pooler"
 needs_conformance = pytest.mark.skipif(not CONFORMANCE.exists(), reason="no recorded cases here")
 weights_of = cache(RecordedWeights)
 
@@ -42,7 +40,7 @@ def sources() -> list[tuple[str, str, str, tuple[int, ...]]]:
             setup = read_setup(CONFORMANCE / case["setup_dir"])
             for kind, folders in (("adapters", setup.adapters), ("fusions", setup.fusions)):
                 found |= {(kind, str(path.relative_to(CONFORMANCE)), case["base_dir"], ()) for path in folders.values()}
-    return sorted(source for source in found if source[1] != REFUSED)
+    return sorted(found)
 
 
 @needs_conformance
@@ -60,7 +58,7 @@ def test_recorded_folder_is_read_and_lowered(source: tuple[str, str, str, tuple[
 
 
 def single(case: dict[str, Any]) -> bool:
-    return isinstance(case["composition"], str) and not case["id"].startswith("debertav2/h_mc_pooler")
+    return isinstance(case["composition"], str)
 
 
 @needs_conformance
@@ -70,11 +68,10 @@ def single(case: dict[str, Any]) -> bool:
 def test_recorded_head_is_that_of_its_adapter_or_of_a_folder(case: dict[str, Any]) -> None:
     names = set()
     for entry in [*case["adapters"], *case["heads"]]:
-        if entry["dir"] != REFUSED:
-            names |= build(entry["dir"], case["base_dir"], name=entry["name"]).spec.heads.keys()
+        names |= build(entry["dir"], case["base_dir"], name=entry["name"]).spec.heads.keys()
     if case.get("setup_dir"):
         names |= read_setup(CONFORMANCE / case["setup_dir"]).adapters.keys()
-    assert case["head"] in names or REFUSED in {entry["dir"] for entry in case["adapters"]}
+    assert case["head"] in names
 
 
 @needs_conformance

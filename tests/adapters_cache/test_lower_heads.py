@@ -85,7 +85,7 @@ def test_parser_is_biaffine(base: BaseInfo) -> None:
     assert torch.equal(found.take(head.biaffine.relations), stored.tensors["heads.biaffine_rels.weight"])
 
 
-@pytest.mark.parametrize("model_type", ["distilbert", "electra", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize("model_type", ["distilbert", "electra", "modernbert"])
 def test_pooler_that_is_not_there_is_refused(base: BaseInfo, model_type: str) -> None:
     base = dataclasses.replace(base, model_type=model_type)
     with pytest.raises(UnsupportedConfig, match="head_config.use_pooler"):
@@ -96,6 +96,10 @@ def test_deberta_takes_every_token_for_the_pooler(base: BaseInfo) -> None:
     base = dataclasses.replace(base, model_type="deberta-v2")
     _, head = head_of(base, head_type="classification", use_pooler=True, num_labels=3)
     assert head.reads_tokens and not head.use_pooler and head.task is Task.TOKEN_CLASSIFICATION
+    _, choice = head_of(base, head_type="multiple_choice", use_pooler=True)
+    assert choice.reads_tokens and not choice.use_pooler and choice.task is Task.MULTIPLE_CHOICE
+    with pytest.raises(UnsupportedConfig, match="head_config.use_pooler"):
+        random_checkpoint(base, config=None, head={"head_type": "multilabel_classification", "use_pooler": True})
 
 
 def test_parser_must_be_exactly_what_it_says(base: BaseInfo) -> None:

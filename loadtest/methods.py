@@ -16,6 +16,7 @@ from adapters_cache.formats.configs import canonical_config
 from adapters_cache.targets import make_target
 from loadtest import workload
 from loadtest.bench import batch_of, machine
+from loadtest.figures import Figure, at_most
 from server.composition import Leaf, Parallel
 from server.config import ModelConfig
 from server.core import Adapter, Encoding, Target, target_of
@@ -46,16 +47,6 @@ NUM_PARALLEL = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One ratio with its target."""
-
-    name: str
-    value: float
-    target: str
-    is_met: bool
-
-
-@dataclass(frozen=True, slots=True)
 class MethodsReport:
     machine: dict[str, str]
     num_tokens: int
@@ -81,10 +72,12 @@ def run(base_name: str, budget: int, rounds: int, device: str, dtype: str) -> Me
     }
     seconds = _measured(contenders, rounds)
     figures = (
-        _at_most("a batch of every method / the same samples on seq_bn", seconds, "mixed", "plain", 2.5),
-        _at_most(f"Parallel of {NUM_PARALLEL} / as many requests", seconds, "parallel", "separate", 0.5),
-        _at_most(
-            "samples without an adapter beside one adapter / alone", seconds, "base beside a mix", "base alone", 1.02
+        at_most("a batch of every method / the same samples on seq_bn", seconds["mixed"] / seconds["plain"], 2.5),
+        at_most(f"Parallel of {NUM_PARALLEL} / as many requests", seconds["parallel"] / seconds["separate"], 0.5),
+        at_most(
+            "samples without an adapter beside one adapter / alone",
+            seconds["base beside a mix"] / seconds["base alone"],
+            1.02,
         ),
     )
     return MethodsReport(machine(device, dtype), sum(text.num_tokens for text in texts), figures)
@@ -158,8 +151,3 @@ def _measured(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[st
                     seconds[name].append(time.perf_counter() - started)
             bar.advance(task)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def _at_most(name: str, seconds: dict[str, float], a: str, b: str, limit: float) -> Figure:
-    ratio = seconds[a] / seconds[b]
-    return Figure(name, ratio, f"<= {limit:g}", ratio <= limit)

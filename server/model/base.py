@@ -23,6 +23,7 @@ from server.model.attention import ATTENTION_NAME
 from server.model.families import FAMILIES, Family
 from server.model.heads import HeadBase
 from server.model.kernels import backend
+from server.model.memory import keep_freed_memory
 from server.model.packing import Packer
 from server.model.sites import Phase, Stitching
 from server.primitives import Projection
@@ -92,8 +93,9 @@ def load_base(config: ModelConfig) -> Base:
         raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
     device, dtype = _device(config.device), getattr(torch, config.dtype)
     kernels = backend(config.backend, device)
-    if device.type == "cpu" and config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(config.num_threads or torch.get_num_threads())
     with _quiet():
         model, info = AutoModel.from_pretrained(
             source, dtype="auto", attn_implementation=_attention(family), output_loading_info=True

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from server.model.dense import product
 from server.model.disentangled import stitch_disentangled
 from server.model.families import Around, Behind, Ending, Family
 from server.model.kernels import Kernels
@@ -163,12 +163,14 @@ class Stitching:
         _wrap(module, before if key[2] == "in" else around)
 
     def _projection(self, module: Any, layer: int, projection: Projection) -> Forward:
+        multiply = product(module)
+
         def around(forward: Forward, x: Tensor) -> Tensor:
             groups = self.deltas(layer, projection)
             if not groups:
-                return forward(x)  # type: ignore[no-any-return]
+                return multiply(x)
             x = _with_input_scales(x, groups)
-            y = linear(x, module.weight, module.bias)
+            y = multiply(x)
             size = y.shape
             done = self.kernels.projection(y.view(-1, size[-1]), x.reshape(-1, x.shape[-1]), groups)
             return done.view(size)

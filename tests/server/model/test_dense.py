@@ -1,0 +1,43 @@
+"""The base's own products: the same as its modules', packed where that is faster."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from server.model.dense import product
+
+
+@pytest.mark.parametrize("rows", (1, 2, 7, 33, 1500))
+@pytest.mark.parametrize("has_bias", (True, False))
+def test_packed_product_equals_the_module(rows: int, has_bias: bool) -> None:
+    torch.manual_seed(rows)
+    module = nn.Linear(96, 40, bias=has_bias).requires_grad_(False)
+    x = torch.randn(1, rows, 96)
+    with torch.inference_mode():
+        assert torch.allclose(product(module)(x), module(x), atol=1e-5)
+
+
+def test_rows_do_not_depend_on_the_others() -> None:
+    torch.manual_seed(0)
+    multiply = product(nn.Linear(64, 48).requires_grad_(False))
+    x = torch.randn(300, 64)
+    with torch.inference_mode():
+        together = multiply(x)
+        alone = torch.cat([multiply(x[i : i + 1]) for i in range(0, 300, 37)])
+    assert torch.allclose(together[::37], alone, atol=1e-5)
+
+
+def test_gradients_flow_through_to_the_input() -> None:
+    module = nn.Linear(8, 4).requires_grad_(False)
+    x = torch.randn(3, 8, requires_grad=True)
+    product(module)(x).sum().backward()
+    assert x.grad is not None and torch.allclose(x.grad, module.weight.sum(0).expand(3, 8))
+
+
+def test_half_precision_takes_the_module_s_own_weight() -> None:
+    module = nn.Linear(8, 4, dtype=torch.bfloat16).requires_grad_(False)
+    x = torch.randn(3, 8, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert torch.equal(product(module)(x), module(x))

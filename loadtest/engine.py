@@ -11,21 +11,17 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel
 
-from adapters_cache.build import build_adapter
-from adapters_cache.formats.configs import canonical_config
 from loadtest import workload
-from loadtest.bench import batch_of, machine
+from loadtest.bench import batch_of, bert_base_folder, machine, random_adapter
 from server.config import ModelConfig
-from server.core import Adapter, Batch, Encoding, target_of
+from server.core import Batch, Encoding, target_of
 from server.metrics import Metrics
-from server.model.base import Base, load_base, locate
+from server.model.base import load_base, locate
 from server.model.runner import Runner
 from server.model.slots import SlotBank
-from training.parameters import new_checkpoint, new_head
 
-METHOD = "seq_bn[reduction_factor=16]"
 MIN_TOKENS = 8192  # of one measured round
 PADDED, BASE_ONLY, ONE, DISTINCT = "transformers, padded", "base only", "one adapter", "distinct adapters"
 
@@ -80,7 +76,7 @@ class EngineBench:
         with Progress() as bar, tempfile.TemporaryDirectory() as folder:
             task = bar.add_task("engine", total=len(plan.bases) * len(plan.budgets) * (plan.rounds + 1))
             for name in plan.bases:
-                source = _random_bert_base(Path(folder)) if name == "bert-base" else name
+                source = bert_base_folder(Path(folder)) if name == "bert-base" else name
                 contenders = _Contenders(source, plan)
                 for budget in plan.budgets:
                     bar.update(task, description=f"{name}, {budget} tokens per batch")
@@ -101,7 +97,7 @@ class _Contenders:
         self._plain.to(self._base.device).eval()
         self._bank = SlotBank(self._base.device, self._base.dtype)
         self._runner = Runner(self._base, self._bank, Metrics())
-        self._adapters = [_adapter(self._base, seed) for seed in range(plan.num_adapters)]
+        self._adapters = [random_adapter(self._base, seed) for seed in range(plan.num_adapters)]
         self._slots = {adapter.digest: slot for slot, adapter in enumerate(self._adapters, start=1)}
         for adapter in self._adapters:
             self._bank.write(self._slots[adapter.digest], adapter)
@@ -156,23 +152,6 @@ class _Contenders:
             device = self._base.device
             output = self._plain(input_ids=ids.to(device), attention_mask=mask.to(device))
             output.last_hidden_state[:, 0].float().cpu()
-
-
-def _adapter(base: Base, seed: int) -> Adapter:
-    """A random adapter with a two-class head."""
-    config = canonical_config({"config": METHOD, "version": ""}, has_invertible=False)
-    head = new_head(f"a{seed}", base.info, "classification", ("no", "yes"), seed)
-    with torch.no_grad():
-        return build_adapter(
-            new_checkpoint(f"a{seed}", base.info, config, head, seed), base.info, base.dtype, weights=base
-        )
-
-
-def _random_bert_base(folder: Path) -> str:
-    """bert-base's shape with random weights: what the arithmetic costs does not depend on their values."""
-    torch.manual_seed(0)
-    BertModel(BertConfig()).save_pretrained(folder)
-    return str(folder)
 
 
 def _command(plan: Plan) -> str:

@@ -21,7 +21,7 @@ class Traffic:
 
     share        of the rate of the whole schedule
     arrivals     "poisson": independent of each other. "bursts": at the times of a Poisson process several at once, as
-                 many as a geometric distribution of mean `burst_size` says; the mean rate is the same
+                 many as a geometric distribution of mean `burst_size` says; the rate is the same
     popularity   "uniform"; "zipf": the adapter of rank k is asked for in proportion to k ** -exponent; "skewed": one
                  adapter gets nine requests in ten; "identical": one gets all; "distinct": all in turn
     churn        every `churn_every_s` seconds, 0 for never, the most popular `churn_share` of the adapters change
@@ -102,11 +102,14 @@ def _draw(traffic: Traffic, index: int, rate: float, seconds: float, catalog: Ca
 
 
 def _times(traffic: Traffic, rate: float, seconds: float, rng: Generator) -> NDArray[np.float64]:
-    """Of a Poisson process: how many, then each of them anywhere, independently."""
+    """A Poisson process, given how many arrive: each anywhere, independently. So all runs at a rate are as large."""
+    num = round(rate * seconds)
     if traffic.arrivals == "poisson":
-        return np.sort(rng.random(rng.poisson(rate * seconds)) * seconds)
-    starts = np.sort(rng.random(rng.poisson(rate * seconds / traffic.burst_size)) * seconds)
-    return np.repeat(starts, rng.geometric(1 / traffic.burst_size, size=len(starts)))
+        return np.sort(rng.random(num) * seconds)
+    sizes = rng.geometric(1 / traffic.burst_size, size=num)
+    num_bursts = int(np.searchsorted(np.cumsum(sizes), num)) + 1
+    starts = np.sort(rng.random(num_bursts) * seconds)
+    return np.repeat(starts, sizes[:num_bursts])[:num]
 
 
 def _adapters(traffic: Traffic, at_s: NDArray[np.float64], num: int, rng: Generator) -> NDArray[np.int64]:

@@ -30,10 +30,11 @@ _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells are text; the first column names the row."""
+    """Cells are text; the first column names the row. `is_prose`: the others hold sentences, not numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    is_prose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ def _table(table: Table) -> str:
         f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
         for row in table.rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    kind = ' class="prose"' if table.is_prose else ""
+    return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _plot(plot: Plot) -> str:

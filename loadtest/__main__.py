@@ -84,7 +84,7 @@ A server that runs already, with its own adapters; no comparison with the engine
 """
 
 
-@app.command(epilog=SERVE_EPILOG.replace("\n\n", "\n\n\n"))
+@app.command(epilog=SERVE_EPILOG)
 def serve(
     base: Annotated[str, typer.Option(help="minilm, bert-base (random weights), or a directory")] = "minilm",
     adapters: Annotated[int, typer.Option(min=1, help="adapters that are asked for")] = 32,

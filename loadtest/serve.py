@@ -75,9 +75,11 @@ def run(plan: Plan) -> tuple[ServeReport, Raw]:
     with ExitStack() as stack:
         bar = stack.enter_context(_Bar(plan.seconds))
         bar.show("starting")
+        engine = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+        if not plan.server:
+            engine.submit(offline.ready)  # imports while the server starts
         deployment = stack.enter_context(deploy(plan))
         generators = stack.enter_context(Generators(plan.num_generators))
-        engine = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
         return _Bench(plan, deployment, generators, engine, bar).run()
 
 

@@ -142,6 +142,8 @@ class _Run:
         for index, (due_at, adapter, text, tenant) in enumerate(columns):
             request = predict_request(order.names[adapter], order.texts[text])
             await asyncio.sleep(max(0.0, due_at - time.monotonic()))
+            while time.monotonic() < due_at:  # timers count in milliseconds and may end a little early
+                await asyncio.sleep(0)
             senders[tenant].send(index, request)
 
     async def _wait(self) -> None:

@@ -112,10 +112,12 @@ def serve(
     Arrivals are an open loop: requests go out at times drawn beforehand, whatever comes back, and latency counts from
     when a request was due. Saturation is held against the same engine offline, in the same run.
     """
+    from adapterd import Error
     from loadtest.latency import Objective
     from loadtest.scenarios import SCENARIOS, Plan
     from loadtest.serve import run
     from loadtest.serve_report import print_report, write_report
+    from server.errors import AdapterdError
 
     if rpc not in ("stream", "unary"):
         raise typer.BadParameter(f"{rpc!r} is neither stream nor unary", param_hint="--rpc")
@@ -137,10 +139,14 @@ def serve(
         rpc="unary" if rpc == "unary" else "stream",
         num_generators=generators,
     )
-    report, raw = run(plan)
-    print_report(report)
-    if output:
-        write_report(output, report, raw)
+    try:
+        report, raw = run(plan)
+        print_report(report)
+        if output:
+            write_report(output, report, raw)
+    except (AdapterdError, Error, RuntimeError) as error:
+        typer.echo(f"loadtest: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import grpc
 import grpc.aio
@@ -27,7 +26,7 @@ from loadtest.arrivals import Schedule
 from loadtest.senders import Answer, Sender, StreamSender, UnarySender
 
 STAGES = ("admit", "tokenize", "ready", "queue", "compute")
-GRACE_S = 2.0  # beyond the deadline, until a request without an answer is given up
+GRACE_S = 1.0  # beyond the deadline, until a request without an answer is given up
 START_S = 0.5  # from the order to the first request: connections are opened meanwhile
 
 
@@ -91,12 +90,18 @@ def fire(order: Order) -> Outcomes:
     gc.collect()
     gc.disable()  # a collection in between would send late
     try:
-        return uvloop.run(_Run(order).run())
+        return uvloop.run(_fire(order))
     finally:
         gc.enable()
 
 
+async def _fire(order: Order) -> Outcomes:
+    return await _Run(order).run()
+
+
 class _Run:
+    """One order, on the running event loop."""
+
     def __init__(self, order: Order) -> None:
         self._order = order
         num = len(order.schedule)
@@ -113,21 +118,21 @@ class _Run:
         )
         self._num_open = num
         self._is_done = asyncio.Event()
-        self._unloads: set[asyncio.Task[None]] = set()
+        self._admin = grpc.aio.insecure_channel(order.server)
+        self._unload: Any = self._admin.unary_unary(**calls.UNLOAD.arguments())
+        self._unloads: list[asyncio.Task[None]] = []
 
     async def run(self) -> Outcomes:
-        order = self._order
-        senders = [self._sender() for _ in order.schedule.tenants]  # tenants share no connection
-        admin = grpc.aio.insecure_channel(order.server)
-        self._unload: Callable[[adapters_pb2.UnloadRequest], grpc.aio.UnaryUnaryCall[object, object]]
-        self._unload = admin.unary_unary(**calls.UNLOAD.arguments())
+        """Raises grpc.RpcError if what was to be cold again could not be unloaded."""
+        senders = [self._sender() for _ in self._order.schedule.tenants]  # tenants share no connection
         try:
             await asyncio.gather(*(sender.open() for sender in senders))
             await self._send_all(senders)
             await self._wait()
+            await asyncio.gather(*self._unloads)
         finally:
-            await asyncio.gather(*(sender.close() for sender in senders), *self._unloads, return_exceptions=True)
-            await admin.close()
+            await asyncio.gather(*(sender.close() for sender in senders))
+            await self._admin.close()
         return self._outcomes
 
     def _sender(self) -> Sender:
@@ -170,7 +175,7 @@ class _Run:
             outcomes.code[index] = 0
             self._read(index, answer)
             if outcomes.schedule.adapter[index] >= self._order.cold_from:
-                self._make_cold(answer.adapter)
+                self._unloads.append(asyncio.create_task(self._make_cold(answer.adapter)))
         self._num_open -= 1
         if not self._num_open:
             self._is_done.set()
@@ -183,10 +188,5 @@ class _Run:
         self._outcomes.stages[index] = [duration.seconds + duration.nanos / 1e9 for duration in durations]
         self._outcomes.batch[index] = (batch.id, batch.num_samples, batch.num_tokens, batch.num_adapters)
 
-    def _make_cold(self, name: str) -> None:
-        task = asyncio.create_task(self._forget(name))
-        self._unloads.add(task)
-        task.add_done_callback(self._unloads.discard)
-
-    async def _forget(self, name: str) -> None:
+    async def _make_cold(self, name: str) -> None:
         await self._unload(adapters_pb2.UnloadRequest(name=name))

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ from server.config import ModelConfig
 from server.model.base import Base, load_base, locate
 
 BERT_BASE = "bert-base"
-STOP_S = 30.0
 NUM_COLD = 16  # taken in turn; each is unloaded as soon as it has answered
 NUM_TEXTS = 512
 SATURATION_TOKENS = 32  # of a text, special tokens included
@@ -130,24 +129,24 @@ def serving(model: ModelConfig, adapters: Path, settings: Sequence[str]) -> Iter
     command += ["--device", model.device, "--dtype", model.dtype, "--port", "0", "--http-port", "0"]
     command += [part for setting in settings for part in ("--set", setting)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        lines: deque[str] = deque(maxlen=20)
+        assert process.stderr is not None
+        port = _port(process.stderr)
+        # The rest of the log goes by unread, or the server would wait for its reader.
+        rest = threading.Thread(target=deque, args=(process.stderr, 0))
+        rest.start()
         try:
-            yield f"127.0.0.1:{_port(process, lines)}"
+            yield f"127.0.0.1:{port}"
         finally:
             process.terminate()
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            rest.join()
 
 
-def _port(process: subprocess.Popen[str], lines: deque[str]) -> int:
-    """Read the log up to the port; the rest goes by in a thread, or the server would wait for its reader."""
-    assert process.stderr is not None
-    for line in process.stderr:
+def _port(log: Iterable[str]) -> int:
+    """Read the log up to the line that has it."""
+    lines: deque[str] = deque(maxlen=20)
+    for line in log:
         lines.append(line)
         if found := re.search(r"grpc_port=(\d+)", line):
-            threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True).start()
             return int(found[1])
     raise RuntimeError("the server ended before it served:\n" + "".join(lines))
 

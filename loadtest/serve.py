@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loadtest import offline
-from loadtest.arrivals import Catalog, Traffic, schedule
+from loadtest.arrivals import Catalog, schedule
 from loadtest.bench import machine
 from loadtest.client import Order, Outcomes
 from loadtest.closed_loop import Flood, Flow
@@ -89,7 +89,6 @@ class _Bench:
     ) -> None:
         self._plan, self._deployment = plan, deployment
         self._generators, self._engine, self._bar = generators, engine, bar
-        self._num_windows = 0
 
     def run(self) -> tuple[ServeReport, Raw]:
         plan = self._plan
@@ -107,8 +106,8 @@ class _Bench:
             report.highest_rate = self._sweep(report.sweep, first, until - 1.2 * len(names) * plan.step_s)
             rate = SCENARIO_SHARE * (report.highest_rate or first)
         raw = {}
-        for name in names:
-            row, raw[name] = self._window(name, SCENARIOS[name], rate)
+        for number, name in enumerate(names):
+            row, raw[name] = self._window(name, name, rate, plan.seed + number)
             report.scenarios.append(row)
         return report, raw
 
@@ -145,17 +144,16 @@ class _Bench:
         objective = self._plan.objective
 
         def holds(rate: float) -> bool:
-            row, _ = self._window(f"{rate:.0f}/s", SCENARIOS[ZIPF], rate)
+            row, _ = self._window(f"{rate:.0f}/s", ZIPF, rate, self._plan.seed + len(SCENARIOS) + len(rows))
             rows.append(row)
             return row.holds(objective)
 
         return highest_rate(holds, first, lambda: time.monotonic() >= until)
 
-    def _window(self, name: str, traffics: tuple[Traffic, ...], rate: float) -> tuple[Row, Outcomes]:
+    def _window(self, name: str, scenario: str, rate: float, seed: int) -> tuple[Row, Outcomes]:
         """One open loop; the server is idle again at its end."""
         plan, deployment = self._plan, self._deployment
         self._bar.show(f"{name} at {rate:.0f}/s")
-        self._num_windows += 1
         seconds = min(max(plan.step_s, NUM_IN_WINDOW / rate), MAX_GROWTH * plan.step_s)
         catalog = Catalog(len(deployment.names), len(deployment.cold), len(deployment.mixed_texts))
         outcomes = self._generators.fire(
@@ -163,7 +161,7 @@ class _Bench:
                 server=deployment.server,
                 names=(*deployment.names, *deployment.cold),
                 texts=deployment.mixed_texts,
-                schedule=schedule(traffics, rate, seconds, catalog, plan.seed + self._num_windows),
+                schedule=schedule(SCENARIOS[scenario], rate, seconds, catalog, seed),
                 cold_from=len(deployment.names),
                 timeout_s=plan.timeout_s,
                 rpc=plan.rpc,

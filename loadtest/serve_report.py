@@ -206,11 +206,14 @@ def _rounds(report: ServeReport) -> Table:
             f"{alone[number]:,.0f}" if alone else "",
             f"{flow.tokens_per_s / alone[number]:.2f}" if alone else "",
             f"{flow.mean_batch_tokens:,.0f}",
+            "-".join(str(length) for length in dict.fromkeys(flow.lengths)),
             str(flow.num_errors),
         ]
         for number, flow in enumerate(saturation.served)
     ]
-    return Table(("round", "served tokens/s", "offline tokens/s", "ratio", "tokens/batch", "errors"), rows)
+    return Table(
+        ("round", "served tokens/s", "offline tokens/s", "ratio", "tokens / batch", "tokens / text", "errors"), rows
+    )
 
 
 def _markdown(report: ServeReport, pictures: Sequence[_Picture]) -> str:

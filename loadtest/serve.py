@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from loadtest import offline
 from loadtest.arrivals import Catalog, schedule
 from loadtest.bench import machine
-from loadtest.client import Order, Outcomes
+from loadtest.client import START_S, Order, Outcomes
 from loadtest.closed_loop import Flood, Flow
 from loadtest.deployment import Deployment, deploy
 from loadtest.figures import Figure, at_least
@@ -28,7 +28,7 @@ CPU_TARGET, CUDA_TARGET = 0.9, 0.8
 FIRST_SHARE = 0.3  # of saturation: where the sweep starts
 SCENARIO_SHARE = 0.7  # of the highest rate that holds: what scenarios run at
 NUM_IN_WINDOW = 300  # requests, for a p99 that is more than one of them; a window grows for it
-MAX_GROWTH = 3.0  # of a window
+MAX_GROWTH = 3.0  # of a window of the sweep
 
 Raw = dict[str, Outcomes]  # of each scenario, for plots
 
@@ -107,7 +107,8 @@ class _Bench:
             rate = SCENARIO_SHARE * (report.highest_rate or first)
         raw = {}
         for number, name in enumerate(names):
-            row, raw[name] = self._window(name, name, rate, plan.seed + number)
+            left_s = (until - time.monotonic()) / (len(names) - number) - START_S
+            row, raw[name] = self._window(name, name, rate, plan.seed + number, left_s)
             report.scenarios.append(row)
         return report, raw
 
@@ -144,17 +145,21 @@ class _Bench:
         objective = self._plan.objective
 
         def holds(rate: float) -> bool:
-            row, _ = self._window(f"{rate:.0f}/s", ZIPF, rate, self._plan.seed + len(SCENARIOS) + len(rows))
+            seed = self._plan.seed + len(SCENARIOS) + len(rows)
+            row, _ = self._window(f"{rate:.0f}/s", ZIPF, rate, seed, MAX_GROWTH * self._plan.step_s)
             rows.append(row)
             return row.holds(objective)
 
         return highest_rate(holds, first, lambda: time.monotonic() >= until)
 
-    def _window(self, name: str, scenario: str, rate: float, seed: int) -> tuple[Row, Outcomes]:
-        """One open loop; the server is idle again at its end."""
+    def _window(self, name: str, scenario: str, rate: float, seed: int, most_s: float) -> tuple[Row, Outcomes]:
+        """One open loop, as long as enough requests need but no more than `most_s`, and a step at least.
+
+        The server is idle again at its end.
+        """
         plan, deployment = self._plan, self._deployment
         self._bar.show(f"{name} at {rate:.0f}/s")
-        seconds = min(max(plan.step_s, NUM_IN_WINDOW / rate), MAX_GROWTH * plan.step_s)
+        seconds = max(plan.step_s, min(NUM_IN_WINDOW / rate, most_s))
         catalog = Catalog(len(deployment.names), len(deployment.cold), len(deployment.mixed_texts))
         outcomes = self._generators.fire(
             Order(

@@ -56,7 +56,7 @@ def over_time(axes: Axes, outcomes: Outcomes, objective: Objective) -> None:
         missed = due[~is_answered]
         axes.plot(missed, np.full(len(missed), top), "x", color=COLORS[3], label=MISSED)
     _objective(axes, objective)
-    axes.set(xlabel="due, s", ylabel="latency, ms", ylim=(0, top * 1.25))
+    axes.set(xlabel="due, s", ylabel="latency, ms", xlim=(0, edges[-1]), ylim=(0, top * 1.25))
     axes.legend(loc="upper left", ncols=3)
 
 

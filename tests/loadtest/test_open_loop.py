@@ -94,25 +94,24 @@ def order(num: int, seconds: float, adapters: list[int], rpc: Literal["stream", 
     """`num` requests at equal distances; `adapters` in turn."""
     at_s, zeros = np.arange(num) * (seconds / num), np.zeros(num, dtype=np.int64)
     requests = Schedule(("all",), at_s, np.resize(np.array(adapters), num), zeros, zeros)
-    return Order("", NAMES, ("a text",), requests, cold_from=3, timeout_s=0.3, rpc=rpc, num_channels=2)
+    return Order("", NAMES, ("a text",), requests, cold_from=3, timeout_s=10.0, rpc=rpc, num_channels=2)
 
 
 @pytest.mark.parametrize("rpc", ["stream", "unary"])
 async def test_a_stall_is_charged_for_every_request_that_was_due_meanwhile(
     generators: Generators, rpc: Literal["stream", "unary"]
 ) -> None:
-    requests = replace(order(130, 1.3, [0], rpc), timeout_s=5.0)
-    outcomes = await fire(Stub(stall_at=0.3), generators, requests)
+    outcomes = await fire(Stub(stall_at=0.3), generators, order(130, 1.3, [0], rpc))
     latency = outcomes.latency_s
     assert (latency > 0.5 * STALL_S).sum() >= 24, "the first half of the sixty that came due while nothing was answered"
     assert np.quantile(latency, 0.99) > 0.9 * STALL_S
-    assert latency.max() < 5.0 and (outcomes.code == 0).all()
+    assert (outcomes.code == 0).all()
 
 
 async def test_sending_goes_on_while_nothing_is_answered(generators: Generators) -> None:
     """And more streams are opened, because a server reads each only so far."""
     stub = Stub()
-    outcomes = await fire(stub, generators, order(400, 0.4, [2]))
+    outcomes = await fire(stub, generators, replace(order(400, 0.4, [2]), timeout_s=1.0))
     assert np.isfinite(outcomes.sent_s).all() and stub.num_streams >= 7
     assert (outcomes.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]).all() and np.isinf(outcomes.latency_s).all()
 

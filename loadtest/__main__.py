@@ -112,6 +112,8 @@ def serve(
     Arrivals are an open loop: requests go out at times drawn beforehand, whatever comes back, and latency counts from
     when a request was due. Saturation is held against the same engine offline, in the same run.
     """
+    import grpc
+
     from adapterd import Error
     from loadtest.latency import Objective
     from loadtest.scenarios import SCENARIOS, Plan
@@ -144,7 +146,7 @@ def serve(
         print_report(report)
         if output:
             write_report(output, report, raw)
-    except (AdapterdError, Error, RuntimeError) as error:
+    except (AdapterdError, Error, RuntimeError, grpc.RpcError) as error:
         typer.echo(f"loadtest: {error}", err=True)
         raise typer.Exit(1) from error
 

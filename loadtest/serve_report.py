@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from loadtest import serve_plots
+from loadtest import markdown, serve_plots
 from loadtest.html import Plot, Report, Section, Table, write_json
 from loadtest.latency import MAX_LAG_SHARE, PERCENTILES, Row
 from loadtest.plots import Draw, save_png, svg_of
@@ -38,8 +38,7 @@ def print_report(report: ServeReport) -> None:
             console.print(_terminal_table(name, rows))
     for sentence in (_saturation(report), _answer(report)):
         console.print(sentence)
-    for figure in report.figures:
-        console.print(f"{figure.name}: {figure.value:.2f}, target {figure.target}{'' if figure.is_met else '  missed'}")
+    markdown.print_figures(report.figures)
 
 
 def _terminal_table(name: str, rows: Sequence[Row]) -> TerminalTable:
@@ -56,14 +55,16 @@ def write_report(folder: Path, report: ServeReport, raw: Raw) -> None:
     """serve.json, serve.html, serve.md and its pictures in `folder`."""
     write_json(folder / "serve.json", report)
     pictures = _pictures(report, raw)
-    page(report, pictures).write(folder / "serve.html")
+    plots = {picture.name: Plot(svg_of(picture.draw, picture.name), picture.caption) for picture in pictures}
+    own = page(report, plots)
+    own.write(folder / "serve.html")
     for picture in pictures:
         save_png(picture.draw, folder / f"serve-{picture.name}.png")
-    (folder / "serve.md").write_text(_markdown(report, pictures), encoding="utf-8")
+    files = {plot.svg: f"serve-{name}.png" for name, plot in plots.items()}
+    (folder / "serve.md").write_text(markdown.document(own, files), encoding="utf-8")
 
 
-def page(report: ServeReport, pictures: Sequence[_Picture]) -> Report:
-    plots = {picture.name: Plot(svg_of(picture.draw, picture.name), picture.caption) for picture in pictures}
+def page(report: ServeReport, plots: dict[str, Plot]) -> Report:
     return Report(
         title="Serving under load",
         summary=f"{_answer(report)} {_saturation(report)}\n\n{_how(report.plan)}",
@@ -214,31 +215,3 @@ def _rounds(report: ServeReport) -> Table:
     return Table(
         ("round", "served tokens/s", "offline tokens/s", "ratio", "tokens / batch", "tokens / text", "errors"), rows
     )
-
-
-def _markdown(report: ServeReport, pictures: Sequence[_Picture]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
-    lines = ["# Serving under load", "", f"Machine: {machine}.", "", f"Command: `{report.command}`", ""]
-    lines += [f"{_answer(report)} {_saturation(report)}", "", _how(report.plan), ""]
-    if report.figures:
-        cells = [(figure.name, f"{figure.value:.2f}", figure.target) for figure in report.figures]
-        lines += [*_markdown_table(Table(("figure", "measured", "target"), cells)), ""]
-    if report.sweep:
-        lines += ["## Highest rate that holds the objective", "", *_markdown_table(_table(report.sweep)), ""]
-    lines += [
-        "## Scenarios",
-        "",
-        *_markdown_table(_meaning(report)),
-        "",
-        *_markdown_table(_table(report.scenarios)),
-        "",
-    ]
-    lines += ["## Saturation", "", _SATURATION, "", *_markdown_table(_rounds(report)), ""]
-    for picture in pictures:
-        lines += [f"![{picture.caption}](serve-{picture.name}.png)", ""]
-    return "\n".join(lines)
-
-
-def _markdown_table(table: Table) -> list[str]:
-    lines = ["| " + " | ".join(table.header) + " |", "| --- " * len(table.header) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in table.rows]

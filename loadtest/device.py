@@ -41,7 +41,7 @@ def matmul_rate(base: Base) -> float:
     for rows, columns, depth in ((SIDE, SIDE, SIDE), (SIDE, inner, base.info.hidden_size)):
         x = torch.randn(rows, depth, dtype=base.dtype, device=base.device)
         module = nn.Linear(depth, columns, bias=False, dtype=base.dtype, device=base.device).requires_grad_(False)
-        ours = product(module)
+        ours = product(module.weight, None)
         for work in (lambda: ours(x), lambda: module(x)):  # noqa: B023 (called at once)
             work()
             seconds = min(seconds_of(work, base.device) for _ in range(REPEATS))

@@ -20,12 +20,15 @@ class ModelConfig:
     base: str = "minilm"  # "minilm" (embedded), a directory, or a hub id
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
     dtype: str = "float32"  # float32, bfloat16, float16
+    quantization: str = "none"  # "int8": the base's Linears in 8 bits, faster on CPUs, answers a little off
     num_threads: int = 0  # compute threads on a CPU; 0 takes all cores
     backend: str = "eager"  # how adapters are computed: "eager", "triton" on GPUs, or "reference" to check against
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise InvalidInput(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
+        if self.quantization not in ("none", "int8"):
+            raise InvalidInput(f"quantization {self.quantization!r} is not one of none, int8")
         _require_text(self, "base", "device", "backend")
         _require_at_least(0, self, "num_threads")
 

@@ -20,6 +20,7 @@ from server.config import ModelConfig
 from server.core import BaseInfo
 from server.errors import InvalidInput, UnsupportedConfig
 from server.model.attention import ATTENTION_NAME
+from server.model.dense import check_quantization
 from server.model.families import FAMILIES, Family
 from server.model.heads import HeadBase
 from server.model.kernels import backend
@@ -92,6 +93,7 @@ def load_base(config: ModelConfig) -> Base:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
     device, dtype = _device(config.device), getattr(torch, config.dtype)
+    check_quantization(config.quantization, device, dtype)
     kernels = backend(config.backend, device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -114,7 +116,7 @@ def load_base(config: ModelConfig) -> Base:
         info=base_info,
         family=family,
         model=model,
-        stitching=Stitching(model, family, kernels),
+        stitching=Stitching(model, family, kernels, config.quantization),
         heads=HeadBase(
             pooler=family.pooler(model),
             embeddings=model.get_input_embeddings().weight,

@@ -48,8 +48,9 @@ class Stitching:
     packed   None means ordinary padded batches (training with somebody else's loop); `plan` then spans [B * S]
     """
 
-    def __init__(self, model: nn.Module, family: Family, kernels: Kernels) -> None:
+    def __init__(self, model: nn.Module, family: Family, kernels: Kernels, quantization: str = "none") -> None:
         self.kernels = kernels
+        self._quantization = quantization
         self.packed: PackedBatch | None = None
         self.plan: RoutingPlan | None = None
         self.layer_input: Tensor | None = None  # of the layer under way, [T, H]
@@ -163,7 +164,7 @@ class Stitching:
         _wrap(module, before if key[2] == "in" else around)
 
     def _projection(self, module: Any, layer: int, projection: Projection) -> Forward:
-        multiply = product(module)
+        multiply = product(module.weight, module.bias, self._quantization)
 
         def around(forward: Forward, x: Tensor) -> Tensor:
             groups = self.deltas(layer, projection)

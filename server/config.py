@@ -60,14 +60,15 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    max_batch_tokens: int = 4096  # larger batches use the device better and make each caller wait longer
+    # Larger batches use the device better and make each caller wait longer; 0: measured at start, where that stops.
+    max_batch_tokens: int = 0
     max_batch_samples: int = 512
     max_queued_samples: int = 4096  # more waiting work is held instead of refused; memory and latency
     max_queued_tokens: int = 1 << 20
 
     def __post_init__(self) -> None:
-        names = ("max_batch_tokens", "max_batch_samples", "max_queued_samples", "max_queued_tokens")
-        _require_at_least(1, self, *names)
+        _require_at_least(0, self, "max_batch_tokens")
+        _require_at_least(1, self, "max_batch_samples", "max_queued_samples", "max_queued_tokens")
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,5 +199,19 @@ def serve(
         raise typer.Exit(1) from error
 
 
+@app.command(epilog="Example: python -m loadtest targets docs/benchmarks/bert-base")
+def targets(
+    reports: Annotated[list[Path], typer.Argument(help="reports in JSON, or folders with reports")],
+) -> None:
+    """The figures of reports that were written with --output, beside their targets, in one table."""
+    from loadtest.targets import collected, print_targets
+
+    try:
+        print_targets(collected(reports))
+    except (OSError, ValueError) as error:
+        typer.echo(f"loadtest: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
 if __name__ == "__main__":
     app()

@@ -24,6 +24,7 @@ from server.api.handlers import service_handler
 from server.api.health import HealthServicer
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig, SchedulerConfig, ServerConfig
+from server.engine import LocalEngine
 from server.errors import InvalidInput
 from server.metrics import Metrics
 from server.model.base import Base, load_base
@@ -109,7 +110,8 @@ class App:
         await self.compositions.start()
         tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, config.api.num_tokenizer_threads)
         started.callback(tokenizer.close)
-        return Pipeline(self.admission, tokenizer, self.compositions, scheduler, metrics, base.info.fingerprint)
+        engine = LocalEngine(self.compositions, scheduler, metrics, base.info)
+        return Pipeline(self.admission, tokenizer, engine, metrics)
 
     async def _with_budget(self, runner: Runner) -> SchedulerConfig:
         """The scheduler's configuration with the batch budget that was asked for, or a measured one."""
@@ -150,7 +152,7 @@ class App:
         server.add_generic_rpc_handlers(
             (
                 service_handler(INFERENCE, InferenceServicer(pipeline, api, self.metrics)),
-                service_handler(ADAPTERS, AdaptersServicer(self.compositions, self.base)),
+                service_handler(ADAPTERS, AdaptersServicer(pipeline.engine, self.base)),
                 service_handler(HEALTH, self.health),
             )
         )

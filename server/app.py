@@ -6,24 +6,17 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 
-import grpc
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from adapterd.v1 import adapters_pb2, inference_pb2
+from adapterd.v1 import adapters_pb2
 from adapters_cache.adapters import Adapters
 from adapters_cache.compositions import Compositions
 from adapters_cache.residency import Residency
 from server.admission import Admission
-from server.api.admin import AdaptersServicer
-from server.api.handlers import service_handler
-from server.api.health import HealthServicer
-from server.api.servicer import InferenceServicer
-from server.config import ApiConfig, SchedulerConfig, ServerConfig
+from server.api.listener import Listener
+from server.config import SchedulerConfig, ServerConfig
 from server.engine import LocalEngine
 from server.errors import InvalidInput
 from server.metrics import Metrics
@@ -36,16 +29,6 @@ from server.probe import Prober, load_plain
 from server.scheduler.scheduler import Scheduler
 from server.tokenizer import Tokenizer
 
-INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
-ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["Adapters"]
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
-SERVICES = (INFERENCE.full_name, ADAPTERS.full_name)
-
-# Calls that gRPC has received and not handed over would end as CANCELLED; this long they are told UNAVAILABLE.
-LINGER_S = 0.1
-# What is left after the drain is idle streams and health watchers, which never end by themselves.
-STOP_GRACE_S = 0.25
-
 log = logging.getLogger("adapterd")
 
 
@@ -55,7 +38,6 @@ class App:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.metrics = Metrics()
-        self.health = HealthServicer(SERVICES)
         self.admission = Admission(config.api.max_in_flight, self.metrics)
         self.grpc_port = 0
         self.http_port = 0
@@ -75,7 +57,7 @@ class App:
         self.base = _describe(base)
         pipeline = await self._start_engine(base, started)
         self._start_http(started)
-        await self._start_grpc(pipeline, started)
+        await self._start_listener(pipeline, started)
         self.metrics.build(version=version("adapterd"), base=self.base.name, device=self.base.device)
         log.info("serving base=%s device=%s grpc_port=%d http_port=%d", *self._facts())
 
@@ -146,49 +128,13 @@ class App:
         started.callback(server.server_close)
         started.push_async_callback(asyncio.to_thread, server.shutdown)
 
-    async def _start_grpc(self, pipeline: Pipeline, started: AsyncExitStack) -> None:
-        api = self.config.api
-        server = grpc.aio.server(options=_options(api))
-        server.add_generic_rpc_handlers(
-            (
-                service_handler(INFERENCE, InferenceServicer(pipeline, api, self.metrics)),
-                service_handler(ADAPTERS, AdaptersServicer(pipeline.engine, self.base)),
-                service_handler(HEALTH, self.health),
-            )
-        )
-        reflection.enable_server_reflection((*SERVICES, HEALTH.full_name, reflection.SERVICE_NAME), server)
-        try:
-            self.grpc_port = server.add_insecure_port(f"{api.host}:{api.port}")
-        except RuntimeError as error:
-            raise InvalidInput(f"{api.host}:{api.port} cannot be bound; choose another port") from error
-        await server.start()
-        started.push_async_callback(partial(self._drain, server))
-        self.health.set_serving(True)
-
-    async def _drain(self, server: grpc.aio.Server) -> None:
-        """NOT_SERVING, a short time for balancers to notice, refuse, answer the accepted, then stop."""
-        api = self.config.api
-        log.info("draining")
-        self.health.set_serving(False)
-        await asyncio.sleep(api.lame_duck_s)
-        is_empty = await self.admission.drain(api.drain_timeout_s)
-        await asyncio.sleep(LINGER_S)
-        await server.stop(STOP_GRACE_S)
-        log.info("stopped unanswered=%d", 0 if is_empty else self.admission.num_in_flight)
+    async def _start_listener(self, pipeline: Pipeline, started: AsyncExitStack) -> None:
+        listener = Listener(pipeline, self.config.api, self.base, self.metrics)
+        self.grpc_port = await listener.start(self.config.api.port)
+        started.push_async_callback(listener.drain)
 
     def _facts(self) -> tuple[str, str, int, int]:
         return self.base.name, self.base.device, self.grpc_port, self.http_port
-
-
-def _options(api: ApiConfig) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", api.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_connection_age_ms", 30 * 60 * 1000),  # so that clients find new replicas in time
-    ]
 
 
 def _describe(base: Base) -> adapters_pb2.Base:

@@ -134,9 +134,7 @@ class LocalEngine:
 
     def _answerer(self, lease: TargetLease) -> Answerer:
         target = lease.target
-        return Answerer(
-            target.digest if target.parts else self._base.fingerprint, lease.names, tuple(heads_of(target))
-        )
+        return Answerer(target.digest if target.parts else self._base.fingerprint, lease.names, tuple(heads_of(target)))
 
     # administration
 

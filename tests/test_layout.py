@@ -39,9 +39,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Who may import what is heavy or bound to one place; the rest of serving stays free of it.
 ONLY_IN = {
-    "grpc": ("adapterd", "server.api", "server.app", "server.cli", "loadtest"),
-    "grpc_health": ("server.api", "server.app"),
-    "grpc_reflection": ("server.app",),
+    "grpc": ("adapterd", "server.api", "server.cli", "loadtest"),
+    "grpc_health": ("server.api",),
+    "grpc_reflection": ("server.api",),
     "grpc_status": ("server.api",),
     "torch": ("server.model", "server.verify", "server.record", "server.app", "adapters_cache", "training", "loadtest"),
     "prometheus_client": ("server.metrics", "server.app"),

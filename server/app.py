@@ -17,8 +17,9 @@ from adapters_cache.residency import Residency
 from server.admission import Admission
 from server.api.listener import Listener
 from server.config import SchedulerConfig, ServerConfig
-from server.engine import LocalEngine
+from server.engine import Engine, LocalEngine
 from server.errors import InvalidInput
+from server.fronts.supervisor import Supervisor
 from server.metrics import Metrics
 from server.model.base import Base, load_base
 from server.model.calibration import calibrate_runner
@@ -27,17 +28,19 @@ from server.model.slots import SlotBank
 from server.pipeline import Pipeline
 from server.probe import Prober, load_plain
 from server.scheduler.scheduler import Scheduler
-from server.tokenizer import Tokenizer
+from server.tokenizer import Tokenizer, serialized
+from server.totals import Totals
 
 log = logging.getLogger("adapterd")
 
 
 class App:
-    """One server process. `start` raises before anything listens if the configuration cannot be served."""
+    """One server. `start` raises before anything listens if the configuration cannot be served."""
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.metrics = Metrics()
+        self.totals = Totals(self.metrics)
         self.admission = Admission(config.api.max_in_flight, self.metrics)
         self.grpc_port = 0
         self.http_port = 0
@@ -55,14 +58,17 @@ class App:
     async def _start(self, started: AsyncExitStack) -> None:
         base = await asyncio.to_thread(load_base, self.config.model)
         self.base = _describe(base)
-        pipeline = await self._start_engine(base, started)
+        engine = await self._start_engine(base, started)
         self._start_http(started)
-        await self._start_listener(pipeline, started)
+        if self.config.api.frontends:
+            await self._start_fronts(engine, base, started)
+        else:
+            await self._start_listener(engine, base, started)
         self.metrics.build(version=version("adapterd"), base=self.base.name, device=self.base.device)
         log.info("serving base=%s device=%s grpc_port=%d http_port=%d", *self._facts())
 
-    async def _start_engine(self, base: Base, started: AsyncExitStack) -> Pipeline:
-        """Everything between the wire and the device, the device's end first."""
+    async def _start_engine(self, base: Base, started: AsyncExitStack) -> LocalEngine:
+        """Everything between the tokens and the device, the device's end first."""
         config, metrics = self.config, self.metrics
         bank = SlotBank(base.device, base.dtype)
         runner = Runner(base, bank, metrics)
@@ -90,10 +96,7 @@ class App:
         started.push_async_callback(self.adapters.stop)
         self.compositions = Compositions(self.adapters, config.cache, base.info)
         await self.compositions.start()
-        tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, config.api.num_tokenizer_threads)
-        started.callback(tokenizer.close)
-        engine = LocalEngine(self.compositions, scheduler, metrics, base.info)
-        return Pipeline(self.admission, tokenizer, engine, metrics)
+        return LocalEngine(self.compositions, scheduler, metrics, base.info)
 
     async def _with_budget(self, runner: Runner) -> SchedulerConfig:
         """The scheduler's configuration with the batch budget that was asked for, or a measured one."""
@@ -121,17 +124,29 @@ class App:
         """Metrics, from a thread of their own: a scrape never waits for the event loop."""
         api = self.config.api
         try:
-            server, _ = start_http_server(api.http_port, api.host, self.metrics.registry)
+            server, _ = start_http_server(api.http_port, api.host, self.totals.registry)
         except OSError as error:
             raise InvalidInput(f"{api.host}:{api.http_port} cannot be bound; choose another http_port") from error
         self.http_port = server.server_port
         started.callback(server.server_close)
         started.push_async_callback(asyncio.to_thread, server.shutdown)
 
-    async def _start_listener(self, pipeline: Pipeline, started: AsyncExitStack) -> None:
-        listener = Listener(pipeline, self.config.api, self.base, self.metrics)
-        self.grpc_port = await listener.start(self.config.api.port)
+    async def _start_listener(self, engine: Engine, base: Base, started: AsyncExitStack) -> None:
+        """What stands between callers and the engine, in this process."""
+        api = self.config.api
+        tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, api.num_tokenizer_threads)
+        started.callback(tokenizer.close)
+        pipeline = Pipeline(self.admission, tokenizer, engine, self.metrics)
+        listener = Listener(pipeline, api, self.base, self.metrics)
+        self.grpc_port = await listener.start(api.port)
         started.push_async_callback(listener.drain)
+
+    async def _start_fronts(self, engine: Engine, base: Base, started: AsyncExitStack) -> None:
+        """The same in processes of their own."""
+        tokenizer = await asyncio.to_thread(serialized, base.tokenizer_path)
+        self.fronts = Supervisor(self.config.api, engine, self.metrics, self.totals)
+        self.grpc_port = await self.fronts.start(self.base, base.info, tokenizer, log.getEffectiveLevel())
+        started.push_async_callback(self.fronts.stop)
 
     def _facts(self) -> tuple[str, str, int, int]:
         return self.base.name, self.base.device, self.grpc_port, self.http_port

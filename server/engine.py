@@ -25,6 +25,8 @@ from server.primitives import Head
 from server.results import Question, fitted, heads_of
 from server.stopwatch import Stopwatch
 
+MAX_ANSWERERS = 4096  # that are kept between requests
+
 Page = tuple[list[AdapterStatus], int]
 
 
@@ -40,9 +42,9 @@ class Work:
     skip_layers: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Answerer:
-    """What answered, as far as results tell of it.
+    """What answered, as far as results tell of it. Requests with the same target share one, so compare by identity.
 
     digest   of the target, or of the base that answered alone
     names    of each branch: its adapters as an expression, and its head, empty for pooled vectors
@@ -103,6 +105,7 @@ class LocalEngine:
         self._scheduler = scheduler
         self._metrics = metrics
         self._base = base
+        self._answerers: dict[object, Answerer] = {}
 
     async def check(self, expression: str) -> None:
         self._adapters.check(expression)
@@ -134,7 +137,14 @@ class LocalEngine:
 
     def _answerer(self, lease: TargetLease) -> Answerer:
         target = lease.target
-        return Answerer(target.digest if target.parts else self._base.fingerprint, lease.names, tuple(heads_of(target)))
+        key = (target.digest, lease.names, *(branch.head for branch in target.branches))
+        known = self._answerers.get(key)
+        if known is None:
+            if len(self._answerers) >= MAX_ANSWERERS:
+                self._answerers.clear()
+            digest = target.digest if target.parts else self._base.fingerprint
+            known = self._answerers[key] = Answerer(digest, lease.names, tuple(heads_of(target)))
+        return known
 
     # administration
 

@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.primitives", "server.config", "server.composition"),
     ("server.core", "server.expression"),
     ("server.metrics",),
+    ("server.totals",),
     (
         "server.admission",
         "server.tokenizer",
@@ -32,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.compare", "server.engine"),
     ("server.pipeline",),
     ("server.api", "server.verify", "server.probe"),
+    ("server.fronts",),
     ("server.app", "server.record"),
     ("server.cli",),
     ("server.__main__",),
@@ -44,7 +46,7 @@ ONLY_IN = {
     "grpc_reflection": ("server.api",),
     "grpc_status": ("server.api",),
     "torch": ("server.model", "server.verify", "server.record", "server.app", "adapters_cache", "training", "loadtest"),
-    "prometheus_client": ("server.metrics", "server.app"),
+    "prometheus_client": ("server.metrics", "server.totals", "server.app"),
 }
 
 

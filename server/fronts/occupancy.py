@@ -33,8 +33,9 @@ class Occupancy:
     def set(self, front: int, num_in_flight: int) -> None:
         self._cells[front] = num_in_flight
 
-    def total(self) -> int:
-        return sum(self._cells)
+    def counts(self) -> list[int]:
+        """Of every front."""
+        return list(self._cells)
 
 
 class Seat:
@@ -48,4 +49,4 @@ class Seat:
         self._occupancy.set(self._front, num_in_flight)
 
     def total(self) -> int:
-        return self._occupancy.total()
+        return sum(self._occupancy.counts())

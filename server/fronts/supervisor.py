@@ -41,9 +41,9 @@ class Supervisor:
         self._held = AsyncExitStack()
 
     @property
-    def pids(self) -> list[int]:
-        """Of the fronts that take calls."""
-        return [front.pid for front in self._fronts.values()]
+    def pids(self) -> dict[int, int]:
+        """Of the fronts that take calls, by number."""
+        return {number: front.pid for number, front in self._fronts.items()}
 
     async def start(self, base: adapters_pb2.Base, info: BaseInfo, tokenizer: str | None, log_level: int) -> int:
         """Returns the port when every front takes calls. Raises InvalidInput if the port is taken.
@@ -53,10 +53,10 @@ class Supervisor:
         api = self._api
         async with AsyncExitStack() as held:
             held_port = held.enter_context(reserve(api.host, api.port))
-            self._occupancy = Occupancy.create(api.frontends)
-            held.callback(self._occupancy.close)
+            self.occupancy = Occupancy.create(api.frontends)
+            held.callback(self.occupancy.close)
             port: int = held_port.getsockname()[1]
-            setup = Setup(0, api, port, base, info, tokenizer, self._occupancy.fd, log_level)
+            setup = Setup(0, api, port, base, info, tokenizer, self.occupancy.fd, log_level)
             held.push_async_callback(self._kill_all)
             await self._start_all(setup)
             self._held = held.pop_all()
@@ -127,7 +127,7 @@ class Supervisor:
     def _forget(self, number: int) -> None:
         """What the front of this number had in hand is nobody's any more."""
         del self._fronts[number]
-        self._occupancy.set(number, 0)
+        self.occupancy.set(number, 0)
         self._totals.retire(number)
 
     async def _kill_all(self) -> None:

@@ -46,8 +46,8 @@ def _markdown(report: FrontendsReport) -> str:
         f"Machine: {facts}. Cores: {report.num_cores}, shared with the callers.",
         "",
         f"Workload: unary `Predict` over {NUM_ADAPTERS} adapters of a base with one layer of 32 units, so that the"
-        f" model is not the limit; texts of {NUM_WORDS + 2} tokens. {plan.num_callers} processes call in a closed loop over"
-        f" {plan.num_connections} connections each, {plan.num_in_flight} calls in flight on each. Medians of"
+        f" model is not the limit; texts of {NUM_WORDS + 2} tokens. {plan.num_callers} processes call in a closed loop"
+        f" over {plan.num_connections} connections each, {plan.num_in_flight} calls in flight on each. Medians of"
         f" {plan.rounds} rounds of {plan.seconds:g} s in which every form runs in turn; the ratio is the median of the"
         " rounds' own.",
         "",

@@ -57,8 +57,8 @@ class Answerer:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One output per encoding, in their order. `ready_s` is what stage 3 took."""
+class Computed:
+    """What came of work. One output per encoding, in their order. `ready_s` is what stage 3 took."""
 
     answerer: Answerer
     outputs: tuple[SampleOutput, ...]
@@ -71,7 +71,7 @@ class Engine(Protocol):
     async def check(self, expression: str) -> None:
         """Raises AdapterNotFound and InvalidInput for what no adapter can answer. Loads nothing."""
 
-    async def answer(self, work: Work) -> Answer: ...
+    async def compute(self, work: Work) -> Computed: ...
 
     async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page: ...
     async def get(self, name: str) -> AdapterStatus: ...
@@ -110,7 +110,7 @@ class LocalEngine:
     async def check(self, expression: str) -> None:
         self._adapters.check(expression)
 
-    async def answer(self, work: Work) -> Answer:
+    async def compute(self, work: Work) -> Computed:
         watch = Stopwatch(work.deadline, self._metrics)
         with watch.stage("ready"):
             lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers)  # 3
@@ -120,7 +120,7 @@ class LocalEngine:
             outputs = await self._compute([_sample(work, encoding, lease.target) for encoding in encodings])  # 4 and 5
         finally:
             lease.release()
-        return Answer(self._answerer(lease), tuple(outputs), watch.seconds["ready"])
+        return Computed(self._answerer(lease), tuple(outputs), watch.seconds["ready"])
 
     async def _compute(self, samples: Sequence[Sample]) -> list[SampleOutput]:
         """All samples through the scheduler; the first failure cancels the others."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from server.admission import Admission
 from server.core import Reply, Request, SampleOutput, Timings
-from server.engine import Answer, Engine, Work
+from server.engine import Computed, Engine, Work
 from server.errors import DeadlineExceeded
 from server.metrics import Metrics
 from server.results import Question, gather, shape, spread, worded
@@ -29,7 +29,7 @@ class Pipeline:
         self.metrics = metrics
 
     async def infer(self, request: Request) -> Reply:
-        """Answer every input of `request`, or raise one of our errors. A cancelled caller leaves nothing behind."""
+        """Computed every input of `request`, or raise one of our errors. A cancelled caller leaves nothing behind."""
         watch = Stopwatch(request.deadline, self.metrics)
         try:
             async with asyncio.timeout_at(request.deadline) as limit, self.admission.enter(request):  # 1
@@ -38,19 +38,19 @@ class Pipeline:
                 with watch.stage("tokenize"):
                     encodings = await self.tokenizer.encode(spread(request.inputs), request.parameters)  # 2
                 questions = gather(request.inputs, encodings)
-                answer = await self.engine.answer(_work(request, questions))  # 3 to 5
-                num_values = sum(branch.values.size for output in answer.outputs for branch in output.branches)
+                computed = await self.engine.compute(_work(request, questions))  # 3 to 5
+                num_values = sum(branch.values.size for output in computed.outputs for branch in output.branches)
                 num_tokens = sum(encoding.num_tokens for encoding in encodings)
                 if num_tokens > MAX_INLINE_TOKENS or num_values > MAX_INLINE_VALUES:
-                    return await asyncio.to_thread(self._reply, request, questions, answer, watch)
-                return self._reply(request, questions, answer, watch)
+                    return await asyncio.to_thread(self._reply, request, questions, computed, watch)
+                return self._reply(request, questions, computed, watch)
         except TimeoutError:
             if limit.expired():
                 raise DeadlineExceeded("the deadline passed before the answer; allow more time") from None
             raise
 
-    def _reply(self, request: Request, questions: Sequence[Question], answer: Answer, watch: Stopwatch) -> Reply:
-        left, by = iter(answer.outputs), answer.answerer
+    def _reply(self, request: Request, questions: Sequence[Question], computed: Computed, watch: Stopwatch) -> Reply:
+        left, by = iter(computed.outputs), computed.answerer
         naming = (self.tokenizer.text_of, self.tokenizer.base.mask_token_id)
         return Reply(
             adapter=request.adapter,
@@ -61,7 +61,7 @@ class Pipeline:
                 )
                 for question in worded(questions, by.heads, self.tokenizer.base)
             ),
-            timings=_timings(answer, watch),
+            timings=_timings(computed, watch),
         )
 
 
@@ -71,12 +71,12 @@ def _work(request: Request, questions: Sequence[Question]) -> Work:
     )
 
 
-def _timings(answer: Answer, watch: Stopwatch) -> Timings:
-    outputs: Sequence[SampleOutput] = answer.outputs
+def _timings(computed: Computed, watch: Stopwatch) -> Timings:
+    outputs: Sequence[SampleOutput] = computed.outputs
     return Timings(
         admit_s=watch.seconds["admit"],
         tokenize_s=watch.seconds["tokenize"],
-        ready_s=answer.ready_s,
+        ready_s=computed.ready_s,
         queue_s=max(output.queue_s for output in outputs),
         compute_s=max(output.compute_s for output in outputs),
     )

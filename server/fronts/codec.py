@@ -1,4 +1,4 @@
-"""Work and answers as tuples of numbers and bytes: pickling dataclasses and arrays takes the longer by far."""
+"""Work and what came of it as tuples of numbers and bytes: pickling dataclasses and arrays takes the longer by far."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from server.core import (
     TextInput,
     TokenInput,
 )
-from server.engine import Answer, Answerer, Work
+from server.engine import Answerer, Computed, Work
 from server.primitives import Head
 from server.results import Question
 from server.words import with_words
@@ -70,13 +70,13 @@ def _decode_encoding(ids: bytes, types: bytes, words: bytes) -> Encoding:
     return Encoding(input_ids, type_ids, NO_TEXT, word_starts=tuple(array(INT32, words)))
 
 
-def encode_answer(answer: Answer) -> Wire:
-    outputs = [_encode_output(output) for output in answer.outputs]
-    return _pickled(answer.answerer), outputs, answer.ready_s
+def encode_computed(computed: Computed) -> Wire:
+    outputs = [_encode_output(output) for output in computed.outputs]
+    return _pickled(computed.answerer), outputs, computed.ready_s
 
 
-def decode_answer(answerer: bytes, outputs: list[Wire], ready_s: float) -> Answer:
-    return Answer(_unpickled(answerer), tuple(_decode_output(*output) for output in outputs), ready_s)
+def decode_computed(answerer: bytes, outputs: list[Wire], ready_s: float) -> Computed:
+    return Computed(_unpickled(answerer), tuple(_decode_output(*output) for output in outputs), ready_s)
 
 
 @lru_cache(maxsize=4096)

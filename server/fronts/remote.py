@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from server.core import AdapterStatus, BaseInfo
-from server.engine import Answer, Page, Work
-from server.fronts.codec import decode_answer, encode_work
+from server.engine import Computed, Page, Work
+from server.fronts.codec import decode_computed, encode_work
 from server.fronts.peer import Peer
 
 MAX_KNOWN = 4096  # expressions that are not checked again
@@ -30,8 +30,8 @@ class RemoteEngine:
             self._known.clear()
         self._known.add(expression)
 
-    async def answer(self, work: Work) -> Answer:
-        return decode_answer(*await self._peer.call("answer", *encode_work(work, self._base)))
+    async def compute(self, work: Work) -> Computed:
+        return decode_computed(*await self._peer.call("compute", *encode_work(work, self._base)))
 
     async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
         page: Page = await self._peer.call("list", prefix, after, limit)

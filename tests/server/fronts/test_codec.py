@@ -9,8 +9,8 @@ import pytest
 from fakes import make_base, make_encoding, make_spec
 
 from server.core import BatchInfo, BranchOutput, Parameters, Pooling, SampleOutput, TextInput, TokenInput
-from server.engine import Answer, Answerer, Work
-from server.fronts.codec import decode_answer, decode_work, encode_answer, encode_work
+from server.engine import Answerer, Computed, Work
+from server.fronts.codec import decode_computed, decode_work, encode_computed, encode_work
 from server.primitives import Task
 from server.results import Question
 
@@ -49,8 +49,8 @@ def test_answers_keep_numbers_batch_and_heads() -> None:
     values = np.array([[1.5, -2.0]], np.float32)
     relations = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     output = SampleOutput((BranchOutput(values, relations), BranchOutput(values[0])), BatchInfo(7, 3, 40, 2), 0.1, 0.2)
-    answer = Answer(Answerer("d" * 64, (("a", "head"), ("b", "")), (head, None)), (output,), 0.3)
-    read = decode_answer(*over_the_wire(encode_answer(answer)))
+    answer = Computed(Answerer("d" * 64, (("a", "head"), ("b", "")), (head, None)), (output,), 0.3)
+    read = decode_computed(*over_the_wire(encode_computed(answer)))
     assert (read.answerer.digest, read.answerer.names) == (answer.answerer.digest, answer.answerer.names)
     assert read.answerer.heads[1] is None and read.answerer.heads[0] is not None
     assert (read.answerer.heads[0].task, read.answerer.heads[0].labels) == (Task.CLASSIFICATION, ("no", "yes"))

@@ -96,6 +96,7 @@ class Supervisor:
         front = FrontProcess({**self._handlers, "counted": counted})
         await front.start(setup)
         self._fronts[number] = front
+        log.info("front=%d pid=%d takes calls", number, front.pid)
 
     async def _keep(self, setup: Setup) -> None:
         """Replace the front of this number whenever it ends."""
@@ -112,8 +113,8 @@ class Supervisor:
             await asyncio.sleep(max(0.0, started + MIN_LIFE_S - time.monotonic()))
             try:
                 await self._start_one(setup)
-            except AdapterdError as error:
-                log.error("front=%d cannot start: %s", number, error.message)
+            except (AdapterdError, OSError) as error:
+                log.error("front=%d cannot start: %s", number, error)
 
     async def _drain(self, number: int) -> None:
         try:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -372,11 +371,19 @@ async def test_ctrl_c_answers_what_was_accepted_and_exits_0(base_path: Path, fol
         assert not [pid for pid in fronts if is_alive(pid)]
 
 
-async def test_fronts_end_with_an_engine_that_is_killed(base_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGKILL], pytest.param([signal.SIGINT, signal.SIGINT], marks=pytest.mark.slow)],
+    ids=["killed", "second Ctrl-C"],
+)
+async def test_fronts_end_at_once_with_their_engine(
+    base_path: Path, folder: Path, signals: list[signal.Signals]
+) -> None:
     async with server_process(base_path, folder) as (process, _):
         fronts = children_of(process.pid)
         assert len(fronts) == 2
-        process.kill()
-        started = time.monotonic()
-        await until(lambda: not [pid for pid in fronts if is_alive(pid)])
-        assert time.monotonic() - started < 5
+        for number in signals:
+            process.send_signal(number)
+            await asyncio.sleep(0.1)
+        await until(lambda: not [pid for pid in fronts if is_alive(pid)], 5)
+        assert await process.wait() in (-signal.SIGKILL, 128 + signal.SIGINT)

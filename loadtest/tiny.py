@@ -14,14 +14,12 @@ from tokenizers.processors import BertProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from adapters_cache.formats.adapterhub import write_checkpoint
-from adapters_cache.formats.configs import canonical_config
+from loadtest.bench import random_checkpoint
 from server.config import ModelConfig
 from server.model.base import load_base
-from training.parameters import new_checkpoint, new_head
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(f"word{number}" for number in range(1000))
-METHOD = "seq_bn[reduction_factor=4]"
 
 
 def make_base(folder: Path) -> Path:
@@ -49,12 +47,10 @@ def make_base(folder: Path) -> Path:
 def make_adapters(base_folder: Path, folder: Path, number: int) -> tuple[str, ...]:
     """Names of `number` bottleneck adapters in `folder`, each with a two-class head."""
     base = load_base(ModelConfig(base=str(base_folder), device="cpu"))
-    config = canonical_config({"config": METHOD, "version": ""}, has_invertible=False)
-    names = tuple(f"a{seed}" for seed in range(number))
-    for seed, name in enumerate(names):
-        head = new_head(name, base.info, "classification", ("no", "yes"), seed)
-        write_checkpoint(folder / name, new_checkpoint(name, base.info, config, head, seed), base.info)
-    return names
+    checkpoints = [random_checkpoint(base, seed) for seed in range(number)]
+    for checkpoint in checkpoints:
+        write_checkpoint(folder / checkpoint.name, checkpoint, base.info)
+    return tuple(checkpoint.name for checkpoint in checkpoints)
 
 
 def make_text(num_words: int, seed: int) -> str:

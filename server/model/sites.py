@@ -16,12 +16,14 @@ from torch.nn.functional import linear
 
 from server.model.disentangled import stitch_disentangled
 from server.model.families import Around, Behind, Ending, Family
+from server.model.joined import Joined, join
 from server.model.kernels import Kernels
 from server.model.packing import PackedBatch
 from server.model.routing import DeltaGroup, RoutingPlan, SitePlan
 from server.primitives import Projection, SiteKind
 
 Forward = Callable[..., Any]
+JOINED = (Projection.QUERY, Projection.KEY, Projection.VALUE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +88,7 @@ class Stitching:
             object.__setattr__(attention, "adapterd_layer", index)
             for projection, path in family.projections.items():
                 _wrap(layer.get_submodule(path), self._projection(layer.get_submodule(path), index, projection))
+            self._join(layer, index, family)
             for kind, site in family.sites.items():
                 if isinstance(site, Ending):
                     self._end(layer.get_submodule(site.module), index, kind)
@@ -175,6 +178,40 @@ class Stitching:
 
         return around
 
+    def _join(self, layer_module: nn.Module, layer: int, family: Family) -> None:
+        """Have the query's call compute key and value too, with all deltas, wherever nothing speaks against it."""
+        modules = [layer_module.get_submodule(family.projections[p]) for p in JOINED if p in family.projections]
+        joined = join(modules)
+        if joined is None:
+            return
+
+        def first(alone: Forward, x: Tensor) -> Tensor:
+            y = self._joined(joined, layer, x)
+            return alone(x) if y is None else joined.keep(x, y)
+
+        def other(number: int) -> Forward:
+            def around(alone: Forward, x: Tensor) -> Tensor:
+                kept = joined.take(number, x)
+                return alone(x) if kept is None else kept
+
+            return around
+
+        for number, module in enumerate(modules):
+            _wrap(module, other(number) if number else first)
+
+    def _joined(self, joined: Joined, layer: int, x: Tensor) -> Tensor | None:
+        """[..., 3 * out] of one input; None where each has to go its own way."""
+        if self._probe is not None or not joined.is_intact:
+            return None
+        parts = [self.deltas(layer, projection) for projection in JOINED]
+        if any(_has_input_scales(groups) for groups in parts):
+            return None
+        y = joined.product(x)
+        if not any(parts):
+            return y
+        size = y.shape
+        return self.kernels.projections(y.view(-1, size[-1]), x.reshape(-1, x.shape[-1]), parts).view(size)
+
     def _attention(self, forward: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.layer_input = hidden_states.reshape(-1, hidden_states.shape[-1])
         return forward(hidden_states, *args, **kwargs)
@@ -231,6 +268,10 @@ class Stitching:
             places = torch.tensor([a + skip + i for a, _ in samples for i in range(length)], device=rows.device)
             rows = rows.index_copy(0, places, weights.embeddings.repeat(len(samples), 1))
         return rows.view_as(embedded)
+
+
+def _has_input_scales(groups: Sequence[DeltaGroup]) -> bool:
+    return any(weights.input_scale is not None for group in groups for weights in group.weights.values())
 
 
 def _with_input_scales(x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:

@@ -266,6 +266,17 @@ def projection(y: Tensor, x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
     return torch.cat([*parts, y[position:]])
 
 
+def projections(y: Tensor, x: Tensor, parts: Sequence[Sequence[DeltaGroup]]) -> Tensor:
+    """Several projections of one input, equally wide and side by side, each with its own deltas and scales.
+
+    y         [T, parts * out]; a backend may overwrite it
+    x         [T, in]
+    returns   [T, parts * out]
+    """
+    own = y.chunk(len(parts), dim=-1)
+    return torch.cat([projection(part, x, groups) for part, groups in zip(own, parts, strict=True)], dim=-1)
+
+
 def apply_delta(y: Tensor, x: Tensor, group: DeltaGroup) -> Tensor:
     """The rows of one group; `y` and `x` hold just these rows."""
     value = _delta(group.node, x, None, _lengths(group.samples), group)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from server.model.families import FAMILIES, Family
 from server.model.heads import HeadBase
 from server.model.kernels import backend
 from server.model.packing import Packer
+from server.model.phases import HostPhase, to_device
 from server.model.sites import Phase, Stitching
 from server.primitives import Projection
 
@@ -48,6 +50,10 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     tokenizer_path: Path | None
+
+    def run(self, phases: Sequence[HostPhase]) -> Tensor:
+        """Bring a pass to the device and compute it; see `forward`."""
+        return self.forward(to_device(phases, self.device))
 
     def forward(self, phases: Sequence[Phase]) -> Tensor:
         """Hidden states [T, H] of the last layer, in the order of the last phase. One caller at a time."""
@@ -119,7 +125,12 @@ def load_base(config: ModelConfig) -> Base:
             norm_eps=_norm_eps(hf_config),
             mask_token_id=base_info.mask_token_id,
         ),
-        packer=Packer(base_info, family.position_offset(hf_config), device),
+        packer=Packer(
+            base_info,
+            family.position_offset(hf_config),
+            device,
+            partial(kernels.prepare, num_layers=base_info.num_layers, dtype=dtype),
+        ),
         device=device,
         dtype=dtype,
         tokenizer_path=tokenizer_path,

@@ -18,6 +18,7 @@ from server.model.disentangled import stitch_disentangled
 from server.model.families import Around, Behind, Ending, Family
 from server.model.joined import Joined, join
 from server.model.kernels import Kernels
+from server.model.launches import LaunchedDeltas, Launches
 from server.model.packing import PackedBatch
 from server.model.routing import DeltaGroup, RoutingPlan, SitePlan
 from server.primitives import Projection, SiteKind
@@ -33,6 +34,7 @@ class Phase:
     layer    the first layer that these rows go through; 0 for those that the embeddings give
     gather   [T] token of the phase before that each token is a copy of; None in the first phase
     origin   [T] the same, of the first phase
+    launches the backend's own, prepared for the whole phase; None where it makes them place by place
     """
 
     layer: int
@@ -40,6 +42,7 @@ class Phase:
     plan: RoutingPlan
     gather: Tensor | None = None
     origin: Tensor | None = None
+    launches: Launches | None = None
 
 
 class Stitching:
@@ -55,6 +58,7 @@ class Stitching:
         self.packed: PackedBatch | None = None
         self.plan: RoutingPlan | None = None
         self.layer_input: Tensor | None = None  # of the layer under way, [T, H]
+        self._launches: Launches | None = None
         self._waiting: list[Phase] = []
         self._origin: Tensor | None = None
         self._probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None = None
@@ -64,11 +68,13 @@ class Stitching:
     def begin(self, phases: Sequence[Phase]) -> None:
         """Start a pass over packed rows."""
         first, *self._waiting = phases
-        self.packed, self.plan, self._origin = first.packed, first.plan, None
+        self.packed, self.plan, self._launches, self._origin = first.packed, first.plan, first.launches, None
 
     def deltas(self, layer: int, projection: Projection) -> Sequence[DeltaGroup]:
         if self._probe is not None:
             return self._probe(layer, projection)
+        if self._launches is not None:
+            return self._launches.deltas(layer, projection)
         return self.plan.projection(layer, projection) if self.plan else ()
 
     def probing(self, probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None) -> None:
@@ -104,6 +110,8 @@ class Stitching:
             _leave_masks_alone(model)
 
     def _site(self, layer: int, kind: SiteKind) -> SitePlan:
+        if self._launches is not None:
+            return self._launches.site(layer, kind)
         return self.plan.site(layer, kind) if self.plan else ()
 
     def _run_site(
@@ -239,7 +247,7 @@ class Stitching:
 
     def _advance(self, hidden: Tensor) -> Tensor:
         phase = self._waiting.pop(0)
-        self.packed, self.plan, self._origin = phase.packed, phase.plan, phase.origin
+        self.packed, self.plan, self._launches, self._origin = phase.packed, phase.plan, phase.launches, phase.origin
         assert phase.gather is not None
         return hidden[:, phase.gather]
 
@@ -271,14 +279,16 @@ class Stitching:
 
 
 def _has_input_scales(groups: Sequence[DeltaGroup]) -> bool:
+    if isinstance(groups, LaunchedDeltas):
+        return False
     return any(weights.input_scale is not None for group in groups for weights in group.weights.values())
 
 
 def _with_input_scales(x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
     """What a projection reads where adapters scale its input; theirs are never composed with others."""
-    scaled = [(g, w.input_scale) for g in groups for w in g.weights.values() if w.input_scale is not None]
-    if not scaled:
+    if not _has_input_scales(groups):
         return x
+    scaled = [(g, w.input_scale) for g in groups for w in g.weights.values() if w.input_scale is not None]
     rows, parts, position = x.reshape(-1, x.shape[-1]), [], 0
     for group, scale in scaled:
         parts += [rows[position : group.start], rows[group.start : group.end] * scale]

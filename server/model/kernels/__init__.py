@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from server.errors import InvalidInput
-from server.model.routing import DeltaGroup, SitePlan, Span
+from server.model.launches import Prepared
+from server.model.routing import DeltaGroup, RoutingPlan, SitePlan, Span
 from server.model.weights import CouplingWeights, EditsWeights
 
 
 class Kernels(Protocol):
     """What a backend offers; `reference` says what each means."""
 
+    def prepare(self, plan: RoutingPlan, num_rows: int, num_layers: int, dtype: torch.dtype) -> Prepared | None: ...
     def site(
         self, hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True
     ) -> Tensor: ...

@@ -16,11 +16,11 @@ from torch.nn.functional import linear
 
 from server.composition import Leaf
 from server.model.kernels import reference
-from server.model.kernels.reference import couple, edit, uncouple
+from server.model.kernels.reference import couple, edit, prepare, uncouple
 from server.model.routing import DeltaGroup, Run, Segment, SitePlan, Tree
 from server.primitives import BottleneckStyle, Residual
 
-__all__ = ["couple", "edit", "projection", "projections", "site", "uncouple"]
+__all__ = ["couple", "edit", "prepare", "projection", "projections", "site", "uncouple"]
 
 
 def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
 from server.composition import Average, Fuse, Leaf, Node, Split, Stack, first_leaf, last_leaf
-from server.model.routing import DeltaGroup, Run, SitePlan, Span, Tree
+from server.model.routing import DeltaGroup, RoutingPlan, Run, SitePlan, Span, Tree
 from server.model.weights import (
     AffineWeights,
     BottleneckWeights,
@@ -28,6 +28,10 @@ from server.model.weights import (
 from server.primitives import Residual
 
 ADAPTER_NORM_EPS = 1e-5  # of the adapter's own LayerNorms, whatever the base uses
+
+
+def prepare(plan: RoutingPlan, num_rows: int, num_layers: int, dtype: torch.dtype) -> None:
+    """What a backend makes once per pass; nothing here."""
 
 
 def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True) -> Tensor:

@@ -14,10 +14,10 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from server.composition import Leaf
 from server.errors import InvalidInput
 from server.model.kernels import reference, triton_bottleneck, triton_delta
 from server.model.kernels.reference import couple, edit, uncouple
+from server.model.kernels.triton_plans import TritonPrepared, delta_launch, site_launch
 from server.model.kernels.triton_tiles import BLOCK_M, MAX_BLOCK_N, TILE_WORDS, Table
 from server.model.kernels.triton_words import (
     BLOCK_K,
@@ -30,9 +30,10 @@ from server.model.kernels.triton_words import (
     num_warps,
     table,
 )
-from server.model.routing import DeltaGroup, Run, SitePlan, Span, Tree
+from server.model.launches import LaunchedDeltas, LaunchedSite
+from server.model.routing import DeltaGroup, RoutingPlan, Run, SitePlan, Span, Tree
 
-__all__ = ["couple", "edit", "projection", "projections", "require", "site", "uncouple"]
+__all__ = ["couple", "edit", "prepare", "projection", "projections", "require", "site", "uncouple"]
 
 
 def require(device: torch.device | None = None) -> None:
@@ -46,6 +47,11 @@ def require(device: torch.device | None = None) -> None:
         )
 
 
+def prepare(plan: RoutingPlan, num_rows: int, num_layers: int, dtype: torch.dtype) -> TritonPrepared:
+    """The launches of a pass over `num_rows` rows of `dtype`."""
+    return TritonPrepared(plan, num_rows, num_layers, dtype)
+
+
 def site(hidden: Tensor, residual: Tensor, norm: Any, plan: SitePlan, closes: bool = True) -> Tensor:
     """See `reference.site`; the same result up to rounding. Neither argument is changed."""
     module = getattr(norm, "__self__", norm)  # a stitched LayerNorm comes as its own forward
@@ -55,9 +61,8 @@ def site(hidden: Tensor, residual: Tensor, norm: Any, plan: SitePlan, closes: bo
         return hidden
     hidden, residual = hidden.contiguous(), residual.contiguous()
     out = torch.empty_like(hidden)
-    spans, segments, others = _site_segments(plan, len(hidden), hidden.dtype)
-    if segments:
-        at = table(spans, [segments], hidden.dtype, hidden.device)
+    at, others = _site_table(plan, hidden)
+    if at is not None:
         launch_site(out, hidden, residual, module, at, closes)
     for block in others:
         rows = slice(block.start, block.end)
@@ -72,6 +77,15 @@ def _is_fusable(hidden: Tensor, norm: nn.Module) -> bool:
     if isinstance(norm, nn.Identity):
         return True
     return type(norm) is nn.LayerNorm and len(norm.normalized_shape) == 1 and norm.weight is not None
+
+
+def _site_table(plan: SitePlan, hidden: Tensor) -> tuple[Table | None, SitePlan]:
+    """The table of the fused launch, and the blocks that it leaves out."""
+    prepared = site_launch(plan, len(hidden), hidden.dtype) if isinstance(plan, LaunchedSite) else None
+    if prepared is not None and isinstance(plan, LaunchedSite):
+        return prepared, plan.others
+    spans, segments, others = _site_segments(plan, len(hidden), hidden.dtype)
+    return table(spans, [segments], hidden.dtype, hidden.device) if segments else None, others
 
 
 def _site_segments(
@@ -152,17 +166,23 @@ def projections(y: Tensor, x: Tensor, parts: Sequence[Sequence[DeltaGroup]]) -> 
     if torch.is_grad_enabled():
         return reference.projections(y, x, parts)
     y, x = y.contiguous(), x.contiguous()
-    spans, segments = _delta_segments(parts, y.dtype)
-    if spans:
-        launch_delta(y, x, table(spans, segments, y.dtype, y.device))
-    for part, groups in zip(y.chunk(len(parts), dim=-1), parts, strict=True):
-        apply_deltas(part, x, [group for group in groups if _simple(group, y.dtype) is None])
+    at = delta_launch(parts, len(y), y.dtype)
+    if at is not None:
+        others = [part.others if isinstance(part, LaunchedDeltas) else () for part in parts]
+    else:
+        spans, segments = _delta_segments(parts, y.dtype)
+        at = table(spans, segments, y.dtype, y.device) if spans else None
+        others = [[group for group in groups if _simple(group, y.dtype) is None] for groups in parts]
+    if at is not None:
+        launch_delta(y, x, at)
+    for part, groups in zip(y.chunk(len(parts), dim=-1), others, strict=True):
+        apply_deltas(part, x, groups)
     return y
 
 
 def _simple(group: DeltaGroup, dtype: torch.dtype) -> Words | None:
     """The words of a group of one adapter that the kernel can compute."""
-    return delta_words(group.weights[int(group.node.adapter)], dtype) if isinstance(group.node, Leaf) else None
+    return None if group.only is None else delta_words(group.only, dtype)
 
 
 def _delta_segments(parts: Sequence[Sequence[DeltaGroup]], dtype: torch.dtype) -> tuple[list[Span], list[list[Words]]]:

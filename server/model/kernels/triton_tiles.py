@@ -20,7 +20,7 @@ MAX_BLOCK_N = 2048  # output columns that one program holds in registers
 VECTOR_BYTES = 16  # the widest load of one thread
 
 TILE_WORDS = 3  # segment, first row, past-the-end row
-Words = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Table:
     block_r: int
 
 
-def tiles_of(spans: Sequence[tuple[int, int]]) -> Words:
+def tiles_of(spans: Sequence[tuple[int, int]]) -> Ints:
     """[num_tiles, TILE_WORDS] for the first and past-the-end row of each segment."""
     bounds = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
     counts = -((bounds[:, 0] - bounds[:, 1]) // BLOCK_M)

@@ -1,0 +1,38 @@
+"""Everything that a pass reads besides weights, in one copy to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+PIECE_BYTES = 16  # pieces begin at multiples of this, so that views of any dtype fit
+
+
+def upload(arrays: Sequence[NDArray[Any]], device: torch.device, into: Tensor | None = None) -> list[Tensor]:
+    """The arrays as tensors on the device, views of one buffer. Does not wait for the copy.
+
+    Pinned memory comes from an allocator that gives it out again only when copies from it are done.
+
+    into   the buffer, uint8, at least as long as the arrays; a new one where None
+    """
+    ends = np.cumsum([-(-array.nbytes // PIECE_BYTES) * PIECE_BYTES for array in arrays]).tolist()
+    host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    flat = host.numpy()
+    for array, end in zip(arrays, [0, *ends], strict=False):
+        flat[end : end + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if into is None:
+        buffer = host.to(device, non_blocking=True)
+    else:
+        buffer = into
+        buffer[: len(host)].copy_(host, non_blocking=True)
+    return [_piece(buffer, array, start) for array, start in zip(arrays, [0, *ends], strict=False)]
+
+
+def _piece(buffer: Tensor, array: NDArray[Any], start: int) -> Tensor:
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    return buffer[start : start + array.nbytes].view(dtype).view(array.shape)

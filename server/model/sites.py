@@ -21,6 +21,7 @@ from server.model.kernels import Kernels
 from server.model.launches import LaunchedDeltas, Launches
 from server.model.packing import PackedBatch
 from server.model.routing import DeltaGroup, RoutingPlan, SitePlan
+from server.model.upload import indices
 from server.primitives import Projection, SiteKind
 
 Forward = Callable[..., Any]
@@ -231,7 +232,9 @@ class Stitching:
             if self._waiting and self._waiting[0].layer == layer:
                 hidden_states = self._advance(hidden_states)
             if self._origin is not None and "position_embeddings" in kwargs:  # made once for all layers
-                kwargs["position_embeddings"] = tuple(x[:, self._origin] for x in kwargs["position_embeddings"])
+                kwargs["position_embeddings"] = tuple(
+                    x.index_select(1, self._origin) for x in kwargs["position_embeddings"]
+                )
             out = forward(hidden_states, *args, **kwargs)
             self._seen.clear()
             edits = self.plan.edits(layer) if self.plan else ()
@@ -249,7 +252,7 @@ class Stitching:
         phase = self._waiting.pop(0)
         self.packed, self.plan, self._launches, self._origin = phase.packed, phase.plan, phase.launches, phase.origin
         assert phase.gather is not None
-        return hidden[:, phase.gather]
+        return hidden.index_select(1, phase.gather)
 
     def _words(self, forward: Forward, ids: Tensor) -> Tensor:
         return self._with_prompts(forward(ids), is_before=True)
@@ -273,7 +276,7 @@ class Stitching:
         rows = embedded.reshape(-1, embedded.shape[-1])
         for samples, weights in prompts:
             length, skip = len(weights.embeddings), int(weights.prompt.is_after_first)
-            places = torch.tensor([a + skip + i for a, _ in samples for i in range(length)], device=rows.device)
+            places = indices([a + skip + i for a, _ in samples for i in range(length)], rows.device)
             rows = rows.index_copy(0, places, weights.embeddings.repeat(len(samples), 1))
         return rows.view_as(embedded)
 

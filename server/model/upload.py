@@ -1,4 +1,4 @@
-"""Everything that a pass reads besides weights, in one copy to the device."""
+"""Copies between host and device that nobody waits for, and the one that somebody does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PIECE_BYTES = 16  # pieces begin at multiples of this, so that views of any dtype fit
+DTYPES = {"i4": torch.int32, "i8": torch.int64}
 
 
 def upload(arrays: Sequence[NDArray[Any]], device: torch.device, into: Tensor | None = None) -> list[Tensor]:
@@ -34,5 +35,19 @@ def upload(arrays: Sequence[NDArray[Any]], device: torch.device, into: Tensor | 
 
 
 def _piece(buffer: Tensor, array: NDArray[Any], start: int) -> Tensor:
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    return buffer[start : start + array.nbytes].view(dtype).view(array.shape)
+    return buffer[start : start + array.nbytes].view(DTYPES[array.dtype.str[1:]]).view(array.shape)
+
+
+def indices(values: Sequence[int] | NDArray[np.int64], device: torch.device) -> Tensor:
+    """[len(values)] int64 on the device. `torch.tensor` would wait for the device, and so does a list as an index."""
+    return upload([np.asarray(values, dtype=np.int64)], device)[0]
+
+
+def download(tensor: Tensor) -> Tensor:
+    """The tensor on the host. Waits for it, and for nothing that is issued later."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).record_event().synchronize()
+    return pinned.clone()  # results live long, and pinned memory is scarce

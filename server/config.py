@@ -19,13 +19,14 @@ class ModelConfig:
 
     base: str = "minilm"  # "minilm" (embedded), a directory, or a hub id
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
-    dtype: str = "float32"  # float32, bfloat16, float16
+    dtype: str = "auto"  # float32, bfloat16, float16; "auto" is bfloat16 on GPUs and float32 on CPUs
     num_threads: int = 0  # compute threads on a CPU; 0 takes all cores
     backend: str = "eager"  # how adapters are computed: "eager", "triton" on GPUs, or "reference" to check against
+    cuda_graphs: bool = True  # small batches are replayed from graphs, which hold memory and take a moment to capture
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise InvalidInput(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise InvalidInput(f"dtype {self.dtype!r} is not one of auto, float32, bfloat16, float16")
         _require_text(self, "base", "device", "backend")
         _require_at_least(0, self, "num_threads")
 

@@ -31,7 +31,7 @@ def run(
         list[str] | None, typer.Option(help='A name for a composition: "name = Stack(de, ner)"; may be repeated.')
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC; 0 takes a free one.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Metrics; 0 takes a free one.")] = None,

@@ -22,6 +22,7 @@ from server.core import BaseInfo
 from server.errors import InvalidInput, UnsupportedConfig
 from server.model.attention import ATTENTION_NAME
 from server.model.families import FAMILIES, Family
+from server.model.graphs import GraphedForward, graphs
 from server.model.heads import HeadBase
 from server.model.kernels import backend
 from server.model.packing import Packer
@@ -39,6 +40,7 @@ class Base:
     """A loaded base with its stitching. One per process; only the runner thread calls the model.
 
     heads    what prediction heads need of the base
+    graphs   passes that are replayed, None where none are
     """
 
     info: BaseInfo
@@ -50,9 +52,13 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     tokenizer_path: Path | None
+    graphs: GraphedForward | None = None
 
     def run(self, phases: Sequence[HostPhase]) -> Tensor:
-        """Bring a pass to the device and compute it; see `forward`."""
+        """Bring a pass to the device and compute it; see `forward`. To be read before the next pass begins."""
+        hidden = self.graphs.run(phases, self.forward) if self.graphs is not None else None
+        if hidden is not None:
+            return hidden
         return self.forward(to_device(phases, self.device))
 
     def forward(self, phases: Sequence[Phase]) -> Tensor:
@@ -96,7 +102,8 @@ def load_base(config: ModelConfig) -> Base:
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
-    device, dtype = _device(config.device), getattr(torch, config.dtype)
+    device = _device(config.device)
+    dtype = dtype_of(config.dtype, device)
     kernels = backend(config.backend, device)
     if device.type == "cpu" and config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -134,6 +141,7 @@ def load_base(config: ModelConfig) -> Base:
         device=device,
         dtype=dtype,
         tokenizer_path=tokenizer_path,
+        graphs=graphs(device, dtype, base_info.hidden_size) if config.cuda_graphs and family.is_static else None,
     )
 
 
@@ -166,6 +174,14 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= num_devices:
         raise InvalidInput(f"device {name!r} asked for, but this machine shows {num_devices} of them; use --device cpu")
     return device
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a setting; "auto" is what the device is fast in."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 @contextmanager

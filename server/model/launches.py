@@ -27,8 +27,17 @@ class Launches(Protocol):
 class Prepared(Protocol):
     """Launches whose tables are not on the device yet.
 
-    arrays   what has to get there
+    arrays    what has to get there
+    is_whole  whether the launches leave nothing out
+    variant   hashable: launches of equal variants and shapes differ in nothing but what is in the arrays
     """
+
+    @property
+    def is_whole(self) -> bool: ...
+    @property
+    def variant(self) -> object: ...
+    def padded(self, num_rows: int, num_segments: int) -> Prepared:
+        """For more rows, the base alone behind the last, with arrays whose shapes follow from these numbers."""
 
     @property
     def arrays(self) -> Sequence[NDArray[np.int64]]: ...

@@ -29,6 +29,7 @@ class PackedBatch:
     ids, positions, types   [1, T] int64, on the device
     cu_seqlens              [N+1] int32, on the device; row i owns tokens cu_seqlens[i] .. cu_seqlens[i+1]
     offsets                 the same numbers on the host
+    bound                   tokens that no row exceeds, where that has to be the same for other batches too
     """
 
     ids: Tensor
@@ -36,6 +37,7 @@ class PackedBatch:
     types: Tensor
     cu_seqlens: Tensor
     offsets: tuple[int, ...]
+    bound: int | None = None
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -52,15 +54,16 @@ class PackedBatch:
 
     @property
     def max_length(self) -> int:
-        return max(self.lengths)
+        return self.bound or max(self.lengths)
 
     @property
     def equal_length_runs(self) -> list[tuple[int, int, int]]:
-        """(first token, number of rows, length) of each run of neighbours of equal length."""
+        """(first token, number of rows, length) of each run of neighbours of equal length, without empty rows."""
         runs, start = [], 0
         for length, group in groupby(self.lengths):
             count = len(list(group))
-            runs.append((start, count, length))
+            if length:
+                runs.append((start, count, length))
             start += count * length
         return runs
 
@@ -89,10 +92,10 @@ class Rows:
         """What a pass needs on the device."""
         return [self.ids, self.positions, self.types, self.offsets]
 
-    def on(self, tensors: Sequence[Tensor]) -> PackedBatch:
+    def on(self, tensors: Sequence[Tensor], bound: int | None = None) -> PackedBatch:
         """`tensors` are the arrays on the device."""
         ids, positions, types, cu_seqlens = tensors
-        return PackedBatch(ids[None], positions[None], types[None], cu_seqlens, tuple(self.offsets.tolist()))
+        return PackedBatch(ids[None], positions[None], types[None], cu_seqlens, tuple(self.offsets.tolist()), bound)
 
     def taken(self, spans: Sequence[tuple[int, int]], gather: Array) -> Rows:
         """The rows at `spans`, in this order; `gather` [T'] lists their tokens."""

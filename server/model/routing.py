@@ -222,6 +222,11 @@ class RoutingPlan:
         """Prompts of the first adapters. The rows' spans have room for them already."""
         return [(group.samples, first.prompt) for group, first in self._first_leaves() if first.prompt]
 
+    @property
+    def is_static(self) -> bool:
+        """Whether adapters do nothing but what happens at sites and projections."""
+        return not (self._has_prefixes or self._has_edits or self.couplings or self.prompts)
+
     @cached_property
     def borders(self) -> frozenset[int]:
         """Tokens at which a group begins or ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def upload(arrays: Sequence[NDArray[Any]], device: torch.device, into: Tensor | 
 
     into   the buffer, uint8, at least as long as the arrays; a new one where None
     """
-    ends = np.cumsum([-(-array.nbytes // PIECE_BYTES) * PIECE_BYTES for array in arrays]).tolist()
+    ends = _ends(arrays)
     host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
     flat = host.numpy()
     for array, end in zip(arrays, [0, *ends], strict=False):
@@ -32,6 +33,16 @@ def upload(arrays: Sequence[NDArray[Any]], device: torch.device, into: Tensor | 
         buffer = into
         buffer[: len(host)].copy_(host, non_blocking=True)
     return [_piece(buffer, array, start) for array, start in zip(arrays, [0, *ends], strict=False)]
+
+
+def num_bytes(arrays: Sequence[NDArray[Any]]) -> int:
+    """Of the buffer that holds these arrays."""
+    return _ends(arrays)[-1]
+
+
+def _ends(arrays: Sequence[NDArray[Any]]) -> list[int]:
+    sizes = (-(-array.nbytes // PIECE_BYTES) * PIECE_BYTES for array in arrays)
+    return list(accumulate(sizes))
 
 
 def _piece(buffer: Tensor, array: NDArray[Any], start: int) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +26,7 @@ from server.model.kernels.triton_slots import (
     sites_of,
     slot_places,
 )
-from server.model.kernels.triton_tiles import Ints, Table, tiles_of
+from server.model.kernels.triton_tiles import BLOCK_M, TILE_WORDS, Ints, Table, tiles_of
 from server.model.kernels.triton_words import alignment, block_r
 from server.model.launches import LaunchedDeltas, LaunchedSite
 from server.model.routing import DeltaGroup, Group, RoutingPlan, Run, Segment, Span, Tree
@@ -50,6 +51,16 @@ class Sort:
     alignment: int
     block_r: int
 
+    @property
+    def variant(self) -> object:
+        return self.has.tobytes(), self.alignment, self.block_r
+
+    def padded(self, num_segments: int) -> Sort:
+        """With empty segments. What some layer has counts for all: fewer variants, some programs that end at once."""
+        words = np.pad(self.words, ((0, 0), (0, 0), (0, num_segments - self.words.shape[2]), (0, 0)))
+        has = np.broadcast_to(self.has.any(axis=0), self.has.shape)
+        return replace(self, words=words, has=has)
+
 
 class TritonPrepared:
     """See `Prepared`: tables on the host. All rows are covered, by the base alone where there is nothing else."""
@@ -69,6 +80,26 @@ class TritonPrepared:
     @property
     def arrays(self) -> Sequence[Ints]:
         return [self.tiles, self.sites.words] + ([] if self.deltas is None else [self.deltas.words])
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.sites.others and (self.deltas is None or not self.deltas.others)
+
+    @property
+    def variant(self) -> object:
+        return self.sites.variant, self.deltas and self.deltas.variant
+
+    def padded(self, num_rows: int, num_segments: int) -> TritonPrepared:
+        """See `Prepared`: one segment more for the rows that are missing, the rest of segments and tiles empty."""
+        num_own = self.sites.words.shape[2]
+        assert self.num_rows <= num_rows and num_own < num_segments
+        tiles = np.zeros((num_rows // BLOCK_M + num_segments, TILE_WORDS), dtype=np.int64)
+        own = np.concatenate([self.tiles, tiles_of([(self.num_rows, num_rows)], first=num_own)])
+        tiles[: len(own)] = own
+        larger = copy(self)
+        larger.num_rows, larger.tiles, larger.sites = num_rows, tiles, self.sites.padded(num_segments)
+        larger.deltas = self.deltas and self.deltas.padded(num_segments)
+        return larger
 
     def on(self, tensors: Sequence[Tensor]) -> TritonLaunches:
         """`tensors` are the arrays on the device."""

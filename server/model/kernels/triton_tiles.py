@@ -39,10 +39,10 @@ class Table:
     block_r: int
 
 
-def tiles_of(spans: Sequence[tuple[int, int]]) -> Ints:
-    """[num_tiles, TILE_WORDS] for the first and past-the-end row of each segment."""
+def tiles_of(spans: Sequence[tuple[int, int]], first: int = 0) -> Ints:
+    """[num_tiles, TILE_WORDS] for the first and past-the-end row of each segment; segments count from `first`."""
     bounds = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
     counts = -((bounds[:, 0] - bounds[:, 1]) // BLOCK_M)
     number = np.repeat(np.arange(len(bounds)), counts)
     within = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.stack([number, bounds[number, 0] + BLOCK_M * within, bounds[number, 1]], axis=1)
+    return np.stack([number + first, bounds[number, 0] + BLOCK_M * within, bounds[number, 1]], axis=1)

@@ -25,6 +25,7 @@ def engine(
     rounds: Annotated[int, typer.Option(help="measured repetitions; the median counts")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
+    backend: Annotated[str, typer.Option(help="how adapters are computed: eager, triton, reference")] = "eager",
     quick: Annotated[bool, typer.Option(help="a short form: minilm, two budgets, three rounds")] = False,
     output: Annotated[Path | None, typer.Option(help="folder for engine.json, engine.md and engine.png")] = None,
 ) -> None:
@@ -39,6 +40,7 @@ def engine(
         rounds=3 if quick else rounds,
         device=device,
         dtype=dtype,
+        backend=backend,
     )
     report = EngineBench(plan).run()
     print_table(report)

@@ -40,6 +40,7 @@ class Plan:
     rounds: int
     device: str
     dtype: str
+    backend: str = "eager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class _Contenders:
 
     def __init__(self, source: str, plan: Plan) -> None:
         self._plan = plan
-        self._base = load_base(ModelConfig(base=source, device=plan.device, dtype=plan.dtype))
+        self._base = load_base(ModelConfig(base=source, device=plan.device, dtype=plan.dtype, backend=plan.backend))
         self._plain = AutoModel.from_pretrained(
             locate(source), dtype=self._base.dtype, attn_implementation="sdpa", add_pooling_layer=False
         )

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from server.config import ModelConfig
 from server.core import Batch, SampleOutput
 from server.metrics import Metrics
-from server.model import runner as running
 from server.model.base import Base, load_base
 from server.model.runner import Runner
 from server.model.slots import SlotBank
+from server.model.upload import download
 from server.primitives import Task
 
 aten = torch.ops.aten
@@ -143,7 +143,6 @@ async def test_a_gpu_is_waited_for_once_per_batch(tmp_path: Path, monkeypatch: p
     samples = [sample(adapters[seed % 6], 4 + seed, seed, return_hidden=True) for seed in range(20)]
     runner.execute(Batch(samples, leases(samples)))  # compiles, and fills the allocators
     downloads: list[int] = []
-    download = running.to_host.__globals__["download"]
 
     def counted(tensor: Tensor) -> Tensor:
         downloads.append(tensor.numel())

@@ -8,6 +8,7 @@ alone, so a graph outlives them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from server.model.phases import HostPhase
 from server.model.sites import Phase
 from server.model.upload import num_bytes, upload
 
+log = logging.getLogger(__name__)
 Forward = Callable[[Sequence[Phase]], Tensor]
 Pass = Callable[[], Tensor]
 Capture = Callable[[Pass], Pass]  # gives what repeats a pass on whatever its buffers then hold
@@ -55,14 +57,15 @@ class GraphedForward:
     def __init__(self, device: torch.device, capture: Capture) -> None:
         self._device, self._capture = device, capture
         self._entries: dict[object, _Entry] = {}
+        self._is_off = False
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def run(self, phases: Sequence[HostPhase], forward: Forward) -> Tensor | None:
         """Hidden states [T, H], to be read before the next pass; None where this pass is not for a graph."""
-        [first, *others], bucket = phases, bucket_of(phases)
-        if bucket is None or first.prepared is None or others:
+        first, bucket = phases[0], bucket_of(phases)
+        if bucket is None or first.prepared is None:
             return None
         rows, launches = _padded(first.rows, bucket), first.prepared.padded(bucket, max_samples(bucket) + 1)
         arrays = [*rows.arrays, *launches.arrays]
@@ -73,12 +76,23 @@ class GraphedForward:
         packed = rows.on(tensors[: len(rows.arrays)], bucket)
         entry.phase = Phase(0, packed, first.plan, launches=launches.on(tensors[len(rows.arrays) :]))
         if entry.replay is None:
-            entry.replay = self._capture(partial(entry.work, forward))
-        hidden = entry.replay()
+            entry.replay = self._captured(partial(entry.work, forward))
+        hidden = entry.replay()[: first.rows.num_tokens] if entry.replay is not None else None
         entry.phase = None  # it would keep slots alive
-        return hidden[: first.rows.num_tokens]
+        return hidden
+
+    def _captured(self, work: Pass) -> Pass | None:
+        """None where this fails, and then it is not tried again: passes are launched as if there were no graphs."""
+        try:
+            return self._capture(work)
+        except RuntimeError:
+            log.exception("a pass could not be captured; from now on none is replayed")
+            self._is_off = True
+            return None
 
     def _entry(self, key: object, size: int) -> _Entry | None:
+        if self._is_off:
+            return None
         if key not in self._entries and len(self._entries) < MAX_GRAPHS:
             self._entries[key] = _Entry(size, self._device)
         return self._entries.get(key)
@@ -112,18 +126,16 @@ def _padded(rows: Rows, bucket: int) -> Rows:
 class CudaCapture:
     """Captures into CUDA graphs that share their working memory: they never run at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool: Any = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Pass) -> Pass:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            work()  # what is compiled or allocated on first use must not be part of the graph
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            out = work()
+        with torch.cuda.device(self._device):
+            self._warm_up(work)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                out = work()
 
         def replay() -> Tensor:
             graph.replay()
@@ -131,9 +143,18 @@ class CudaCapture:
 
         return replay
 
+    def _warm_up(self, work: Pass) -> None:
+        """What is compiled or allocated on first use must not be part of the graph."""
+        compute = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(compute)
+        with torch.cuda.stream(aside):
+            work()
+        compute.wait_stream(aside)
+
 
 def graphs(device: torch.device, dtype: torch.dtype, hidden_size: int) -> GraphedForward | None:
     """None where passes cannot be captured: attention to float32 is called with lengths that the host knows."""
     if device.type != "cuda" or dtype is torch.float32 or hidden_size > MAX_HIDDEN:
         return None
-    return GraphedForward(device, CudaCapture())
+    return GraphedForward(device, CudaCapture(device))

@@ -200,6 +200,21 @@ def test_graphs_are_bounded_in_number(base: Base, monkeypatch: pytest.MonkeyPatc
     check(base, graphed, phase_of(base, bank, [Leaf(1)], [12]))
 
 
+def test_a_capture_that_fails_is_logged_and_leaves_passes_as_they_were(
+    base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[Pass] = []
+
+    def capture(work: Pass) -> Pass:
+        tried.append(work)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphed, bank = GraphedForward(CPU, capture), slots(base, (3,))
+    with torch.inference_mode():
+        assert [graphed.run([phase_of(base, bank, [Leaf(1)], [n])], base.forward) for n in (10, 20, 40)] == [None] * 3
+    assert len(tried) == 1 and "could not be captured" in caplog.text
+
+
 def test_where_passes_cannot_be_captured_there_are_no_graphs() -> None:
     assert graphs(CPU, torch.bfloat16, 768) is None
     assert graphs(torch.device("cuda"), torch.float32, 768) is None

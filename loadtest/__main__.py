@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,35 +18,78 @@ def _verbs() -> None:
     """Benchmarks of adapterd. Every figure is a ratio within one run; absolute times belong to the machine."""
 
 
-@app.command(epilog="Example: python -m loadtest engine --base minilm --output /tmp/report")
+ENGINE_EPILOG = """
+A short form, a minute or two on two cores:
+
+    python -m loadtest engine --quick --output /tmp/engine
+
+What the committed figures come from; every axis, 1,000 resident adapters:
+
+    python -m loadtest engine --base bert-base --output /tmp/engine
+
+On a GPU, which fills the GPU column of the targets:
+
+    python -m loadtest engine --base bert-base --device cuda --dtype bfloat16 --budget 32768 --output /tmp/engine
+
+One axis alone, on values of your own:
+
+    python -m loadtest engine --axis count --count 32 --count 4000
+"""
+AXES = {
+    "mix": "mixes",
+    "count": "counts",
+    "method": "methods",
+    "width": "widths",
+    "budget": "budgets",
+    "lengths": "length_names",
+}
+
+
+@app.command(epilog=ENGINE_EPILOG)
 def engine(
-    base: Annotated[
-        list[str] | None, typer.Option(help="minilm, bert-base (that shape, random weights), or both")
+    base: Annotated[str, typer.Option(help="minilm, bert-base (random weights), or a directory")] = "minilm",
+    axis: Annotated[
+        list[str] | None, typer.Option(help=f"what to vary: {', '.join(AXES)}; may be repeated; without it, all")
     ] = None,
-    budget: Annotated[list[int] | None, typer.Option(help="tokens per batch; may be repeated")] = None,
-    adapters: Annotated[int, typer.Option(help="distinct adapters in the mixed runs")] = 32,
-    rounds: Annotated[int, typer.Option(help="measured repetitions; the median counts")] = 5,
+    count: Annotated[list[int] | None, typer.Option(help="resident adapters, zipf; may be repeated")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="method or configuration string; may be repeated")] = None,
+    width: Annotated[list[int] | None, typer.Option(help="bottleneck width; may be repeated")] = None,
+    budget: Annotated[int, typer.Option(help="tokens per batch at the centre of all axes")] = 4096,
+    adapters: Annotated[int, typer.Option(help="adapters at the centre of all axes")] = 32,
+    rounds: Annotated[int, typer.Option(help="measured repetitions; the median counts")] = 7,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
-    backend: Annotated[str, typer.Option(help="how adapters are computed: eager, triton, reference")] = "eager",
-    quick: Annotated[bool, typer.Option(help="a short form: minilm, two budgets, three rounds")] = False,
-    output: Annotated[Path | None, typer.Option(help="folder for engine.json, engine.md and engine.png")] = None,
+    quick: Annotated[bool, typer.Option(help="a short form: fewer values, three rounds")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="folder for engine.html, engine.json, engine.md and its pictures")
+    ] = None,
 ) -> None:
-    """Offline tokens/s: packed base, one adapter, many adapters, and plain transformers on padded batches."""
-    from loadtest.engine import EngineBench, Plan
-    from loadtest.report import print_table, write_report
+    """Offline tokens/s of any mix of adapters against the base alone, and against the device's own limits.
 
-    plan = Plan(
-        bases=tuple(base or (["minilm"] if quick else ["minilm", "bert-base"])),
-        budgets=tuple(budget or ([1024, 4096] if quick else [1024, 2048, 4096, 8192, 16384])),
-        num_adapters=adapters,
-        rounds=3 if quick else rounds,
-        device=device,
-        dtype=dtype,
-        backend=backend,
+    Varied one at a time: the mix, how many adapters are resident, their method and width, tokens per batch, lengths.
+    """
+    from loadtest.engine import Plan, run
+    from loadtest.engine_report import print_report, write_report
+    from loadtest.grid import QUICK, Grid
+
+    if unknown := set(axis or ()) - AXES.keys():
+        raise typer.BadParameter(f"{', '.join(unknown)} is not among {', '.join(AXES)}", param_hint="--axis")
+    given = {"counts": count, "methods": method, "widths": width}
+    values: dict[str, Any] = {name: tuple(own) for name, own in given.items() if own}
+    values |= {field: () for name, field in AXES.items() if axis and name not in axis}
+    grid = replace(QUICK if quick else Grid(), budget=budget, num_adapters=adapters, **values)
+    report = run(
+        Plan(
+            base=base,
+            grid=grid,
+            rounds=3 if quick else rounds,
+            tokens=4096,
+            device=device,
+            dtype=dtype,
+            command=shlex.join(["python", "-m", "loadtest", *sys.argv[1:]]),
+        )
     )
-    report = EngineBench(plan).run()
-    print_table(report)
+    print_report(report)
     if output:
         write_report(output, report)
 
@@ -65,6 +111,106 @@ def methods(
     print_figures(report)
     if output:
         write_figures(output, report)
+
+
+SERVE_EPILOG = """
+A short form, about a minute and a half on two cores:
+
+    python -m loadtest serve --quick --output /tmp/serve
+
+What the committed figures come from:
+
+    python -m loadtest serve --base bert-base --objective-ms 250 --output /tmp/serve
+
+Another objective, at one rate, with two processes that send unary calls:
+
+    python -m loadtest serve --rate 200 --objective-ms 20 --rpc unary --generators 2
+
+A server that runs already, with its own adapters; no comparison with the engine offline then:
+
+    python -m loadtest serve --server 127.0.0.1:50051
+"""
+
+
+@app.command(epilog=SERVE_EPILOG)
+def serve(
+    base: Annotated[str, typer.Option(help="minilm, bert-base (random weights), or a directory")] = "minilm",
+    adapters: Annotated[int, typer.Option(min=1, help="adapters that are asked for")] = 32,
+    objective_ms: Annotated[float, typer.Option(min=1, help="what 99 of 100 requests must stay within")] = 50.0,
+    rate: Annotated[float, typer.Option(min=0, help="requests/s of the scenarios; 0 finds the highest that holds")] = 0,
+    scenario: Annotated[list[str] | None, typer.Option(help="one of them only; may be repeated")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="measured altogether, besides starting up")] = 300.0,
+    step: Annotated[float, typer.Option(min=0.5, help="seconds of one run")] = 8.0,
+    rounds: Annotated[int, typer.Option(min=1, help="of saturation, served and offline in turn")] = 5,
+    server: Annotated[str, typer.Option(help="host:port of one that runs; without it one is started")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting of the server that is started", metavar="KEY=VALUE")
+    ] = None,
+    rpc: Annotated[str, typer.Option(help="stream (PredictStream) or unary (Predict)")] = "stream",
+    generators: Annotated[int, typer.Option(min=1, help="processes that send")] = 1,
+    quick: Annotated[bool, typer.Option(help="a short form: 3 s per run, 3 rounds, 70 s altogether")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="folder for serve.html, serve.json, serve.md and its pictures")
+    ] = None,
+) -> None:
+    """Load a real server over gRPC: the highest rate that holds an objective, latency, batches, saturation.
+
+    Arrivals are an open loop: requests go out at times drawn beforehand, whatever comes back, and latency counts from
+    when a request was due. Saturation is held against the same engine offline, in the same run.
+    """
+    import grpc
+
+    from adapterd import Error
+    from loadtest.latency import Objective
+    from loadtest.scenarios import SCENARIOS, Plan
+    from loadtest.serve import run
+    from loadtest.serve_report import print_report, write_report
+    from server.errors import AdapterdError
+
+    if rpc not in ("stream", "unary"):
+        raise typer.BadParameter(f"{rpc!r} is neither stream nor unary", param_hint="--rpc")
+    if unknown := set(scenario or ()) - SCENARIOS.keys():
+        raise typer.BadParameter(f"{unknown} is not among {', '.join(SCENARIOS)}", param_hint="--scenario")
+    plan = Plan(
+        base=base,
+        device=device,
+        dtype=dtype,
+        server=server,
+        settings=tuple(assign or ()),
+        num_adapters=adapters,
+        objective=Objective(objective_ms / 1000),
+        rate=rate,
+        scenarios=tuple(scenario or SCENARIOS),
+        seconds=70.0 if quick else seconds,
+        step_s=3.0 if quick else step,
+        rounds=3 if quick else rounds,
+        rpc="unary" if rpc == "unary" else "stream",
+        num_generators=generators,
+    )
+    try:
+        report, raw = run(plan)
+        print_report(report)
+        if output:
+            write_report(output, report, raw)
+    except (AdapterdError, Error, RuntimeError, grpc.RpcError) as error:
+        typer.echo(f"loadtest: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command(epilog="Example: python -m loadtest targets docs/benchmarks/bert-base")
+def targets(
+    reports: Annotated[list[Path], typer.Argument(help="reports in JSON, or folders with reports")],
+) -> None:
+    """The figures of reports that were written with --output, beside their targets, in one table."""
+    from loadtest.targets import collected, print_targets
+
+    try:
+        print_targets(collected(reports))
+    except (OSError, ValueError) as error:
+        typer.echo(f"loadtest: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the offline benchmarks share: batches of prepared samples, and the machine they ran on."""
+"""What benchmarks share: bases, adapters, batches of prepared samples, and the machine they ran on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import BertConfig, BertModel
 
+from adapters_cache.build import build_adapter
+from adapters_cache.formats.checkpoint import Checkpoint
+from adapters_cache.formats.configs import canonical_config
 from server.core import Adapter, Batch, Encoding, Pooling, Sample, SampleOutput, SlotLease, Target
+from server.model.base import Base
+from training.parameters import new_checkpoint, new_head
 
+METHOD = "seq_bn[reduction_factor=16]"
 _LOOP = asyncio.new_event_loop()
 
 
@@ -36,6 +43,26 @@ def batch_of(pairs: Sequence[tuple[Encoding, Target]], slots: Mapping[str, int])
         reply: asyncio.Future[SampleOutput] = _LOOP.create_future()
         samples.append(Sample(text, target, Pooling.CLS, reply, None))
     return Batch(samples, leases)
+
+
+def random_adapter(base: Base, seed: int, method: str = METHOD) -> Adapter:
+    """A random adapter with a two-class head, named `a{seed}`."""
+    with torch.no_grad():
+        return build_adapter(random_checkpoint(base, seed, method), base.info, base.dtype, weights=base)
+
+
+def random_checkpoint(base: Base, seed: int, method: str = METHOD) -> Checkpoint:
+    """The same as it would be published."""
+    config = canonical_config({"config": method, "version": ""}, has_invertible=False)
+    head = new_head(f"a{seed}", base.info, "classification", ("no", "yes"), seed)
+    return new_checkpoint(f"a{seed}", base.info, config, head, seed, base)
+
+
+def bert_base_folder(folder: Path) -> str:
+    """bert-base's shape with random weights: what the arithmetic costs does not depend on their values."""
+    torch.manual_seed(0)
+    BertModel(BertConfig()).save_pretrained(folder)
+    return str(folder)
 
 
 def machine(device: str, dtype: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from server.core import Encoding, TokenInput
 
@@ -14,18 +14,31 @@ MAX_LENGTH = 256
 MIN_LENGTH = 4
 
 
-def encodings(num_tokens: int, vocab_size: int, seed: int) -> list[Encoding]:
-    """Random texts of log-normal length, at least `num_tokens` tokens together."""
-    rng = random.Random(seed)
+Draw = Callable[[random.Random], int]
+
+LENGTHS: Mapping[str, Draw] = {
+    "log-normal": lambda rng: round(rng.lognormvariate(math.log(MEDIAN_LENGTH), SIGMA)),
+    "all 32": lambda rng: 32,
+    "all 128": lambda rng: 128,
+    "uniform 4-256": lambda rng: rng.randint(4, 256),
+}
+
+
+def encodings(num_tokens: int, vocab_size: int, seed: int, lengths: str = "log-normal") -> list[Encoding]:
+    """Random texts, at least `num_tokens` tokens together, of the lengths that LENGTHS has under this name."""
+    rng, draw = random.Random(seed), LENGTHS[lengths]
     texts: list[Encoding] = []
     total = 0
     while total < num_tokens:
-        length = round(rng.lognormvariate(math.log(MEDIAN_LENGTH), SIGMA))
-        length = min(max(length, MIN_LENGTH), MAX_LENGTH)
-        ids = tuple(rng.choices(range(1000 % vocab_size, vocab_size), k=length))
-        texts.append(Encoding(ids, (0,) * length, TokenInput(ids)))
-        total += length
+        texts.append(encoding(min(max(draw(rng), MIN_LENGTH), MAX_LENGTH), vocab_size, rng))
+        total += texts[-1].num_tokens
     return texts
+
+
+def encoding(length: int, vocab_size: int, rng: random.Random) -> Encoding:
+    """One random text."""
+    ids = tuple(rng.choices(range(1000 % vocab_size, vocab_size), k=length))
+    return Encoding(ids, (0,) * length, TokenInput(ids))
 
 
 def batches(

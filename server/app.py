@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
@@ -22,10 +23,11 @@ from server.api.admin import AdaptersServicer
 from server.api.handlers import service_handler
 from server.api.health import HealthServicer
 from server.api.servicer import InferenceServicer
-from server.config import ApiConfig, ServerConfig
+from server.config import ApiConfig, SchedulerConfig, ServerConfig
 from server.errors import InvalidInput
 from server.metrics import Metrics
 from server.model.base import Base, load_base
+from server.model.calibration import calibrate_runner
 from server.model.runner import Runner
 from server.model.slots import SlotBank
 from server.pipeline import Pipeline
@@ -81,10 +83,11 @@ class App:
         config, metrics = self.config, self.metrics
         bank = SlotBank(base.device, base.dtype)
         runner = Runner(base, bank, metrics)
+        scheduling = await self._with_budget(runner)
         runner.start()
         started.push_async_callback(asyncio.to_thread, runner.stop)
         residency = Residency(bank, config.cache.device_bytes, metrics)
-        self.scheduler = scheduler = Scheduler(config.scheduler, residency.acquire, runner.run, metrics)
+        self.scheduler = scheduler = Scheduler(scheduling, residency.acquire, runner.run, metrics)
         residency.on_room = scheduler.notify
         await scheduler.start()
         started.push_async_callback(scheduler.stop)
@@ -107,6 +110,18 @@ class App:
         tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, config.api.num_tokenizer_threads)
         started.callback(tokenizer.close)
         return Pipeline(self.admission, tokenizer, self.compositions, scheduler, metrics, base.info.fingerprint)
+
+    async def _with_budget(self, runner: Runner) -> SchedulerConfig:
+        """The scheduler's configuration with the batch budget that was asked for, or a measured one."""
+        config = self.config.scheduler
+        if not config.max_batch_tokens:
+            loop = asyncio.get_running_loop()
+            found = await asyncio.to_thread(calibrate_runner, runner, loop, config.max_batch_samples)
+            config = replace(config, max_batch_tokens=found.budget_tokens)
+            rates = " ".join(f"{tokens}:{rate:.0f}" for tokens, rate in found.rates.items())
+            log.info("batch_tokens=%d seconds=%.1f tokens/s %s", config.max_batch_tokens, found.seconds, rates)
+        self.metrics.batch_budget(config.max_batch_tokens)
+        return config
 
     async def _start_prober(self, scheduler: Scheduler, started: AsyncExitStack) -> Prober | None:
         """What proves adapters at load, if that is asked for: it holds a second, plain copy of the base."""

@@ -82,6 +82,10 @@ class Metrics:
         self._batch_adapters.observe(num_adapters)
         self._compute_s.inc(compute_s)
 
+    def batch_budget(self, num_tokens: int) -> None:
+        """The most tokens that a batch takes."""
+        self._batch_budget.set(num_tokens)
+
     def queue_depth(self, samples: int, tokens: int) -> None:
         self._queue_samples.set(samples)
         self._queue_tokens.set(tokens)
@@ -135,6 +139,7 @@ class Metrics:
         self._batch_samples = self._histogram("batch_samples", "Samples per forward pass.", SAMPLE_BUCKETS)
         self._batch_tokens = self._histogram("batch_tokens", "Tokens per forward pass.", TOKEN_BUCKETS)
         self._batch_adapters = self._histogram("batch_adapters", "Adapters per forward pass.", ADAPTER_BUCKETS)
+        self._batch_budget = self._gauge("batch_budget_tokens", "Tokens that a forward pass may have.")
         self._compute_s = self._counter("compute_seconds", "Time the device spent on batches.")
         self._queue_samples = self._gauge("queue_samples", "Samples waiting for a batch.")
         self._queue_tokens = self._gauge("queue_tokens", "Tokens waiting for a batch.")

@@ -32,6 +32,9 @@ def run(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that a batch may have; without it, measured at start.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC; 0 takes a free one.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Metrics; 0 takes a free one.")] = None,
@@ -45,6 +48,7 @@ def run(
         "model.base": base,
         "model.device": device,
         "model.dtype": dtype,
+        "scheduler.max_batch_tokens": batch_tokens,
         "cache.adapters": adapters or None,
         "cache.compositions": composition or None,
         "api.host": host,

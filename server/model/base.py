@@ -21,10 +21,12 @@ from server.config import ModelConfig
 from server.core import BaseInfo
 from server.errors import InvalidInput, UnsupportedConfig
 from server.model.attention import ATTENTION_NAME
+from server.model.dense import check_quantization
 from server.model.families import FAMILIES, Family
 from server.model.graphs import GraphedForward, graphs
 from server.model.heads import HeadBase
 from server.model.kernels import backend
+from server.model.memory import keep_freed_memory
 from server.model.packing import Packer
 from server.model.phases import HostPhase, to_device
 from server.model.sites import Phase, Stitching
@@ -104,9 +106,11 @@ def load_base(config: ModelConfig) -> Base:
         raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
     device = _device(config.device)
     dtype = dtype_of(config.dtype, device)
+    check_quantization(config.quantization, device, dtype)
     kernels = backend(config.backend, device)
-    if device.type == "cpu" and config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(config.num_threads or torch.get_num_threads())
     with _quiet():
         model, info = AutoModel.from_pretrained(
             source, dtype="auto", attn_implementation=_attention(family), output_loading_info=True
@@ -125,7 +129,7 @@ def load_base(config: ModelConfig) -> Base:
         info=base_info,
         family=family,
         model=model,
-        stitching=Stitching(model, family, kernels),
+        stitching=Stitching(model, family, kernels, config.quantization),
         heads=HeadBase(
             pooler=family.pooler(model),
             embeddings=model.get_input_embeddings().weight,

@@ -6,26 +6,30 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+
+from server.model.dense import product
 
 
 class Joined:
     """Linears that read one input. Each keeps its parameters' names and values; these become views of one matrix.
 
     Outputs that were computed together with the first wait here until their own module is called.
+
+    product   the outputs of all modules side by side, [..., out of all], of x [..., in]; see `dense.product`
     """
 
-    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+    def __init__(self, modules: Sequence[nn.Linear], quantization: str) -> None:
         self._modules = modules
         self._weight, weights = _joined([module.weight for module in modules])
         for module, weight in zip(modules, weights, strict=True):
             module.weight = weight
-        self._bias: Tensor | None = None
+        bias: Tensor | None = None
         if modules[0].bias is not None:
-            self._bias, biases = _joined([module.bias for module in modules])
-            for module, bias in zip(modules, biases, strict=True):
-                module.bias = bias
+            bias, biases = _joined([module.bias for module in modules])
+            for module, part in zip(modules, biases, strict=True):
+                module.bias = part
         self._parameters = weights
+        self.product = product(self._weight, bias, quantization)
         self._input: Tensor | None = None
         self._waiting: dict[int, Tensor] = {}
 
@@ -36,10 +40,6 @@ class Joined:
             return False
         pairs = zip(self._modules, self._parameters, strict=True)
         return all(module.weight is own and not own.requires_grad for module, own in pairs)
-
-    def product(self, x: Tensor) -> Tensor:
-        """The outputs of all modules side by side, [..., out of all]; x [..., in]."""
-        return linear(x, self._weight, self._bias)
 
     def keep(self, x: Tensor, y: Tensor) -> Tensor:
         """The first module's part of y [..., out of all]; the others' parts wait for calls with the same x."""
@@ -57,11 +57,11 @@ class Joined:
         return part
 
 
-def join(modules: Sequence[nn.Module]) -> Joined | None:
+def join(modules: Sequence[nn.Module], quantization: str = "none") -> Joined | None:
     """The modules joined, None where they are not plain Linears of one shape."""
     linears = [module for module in modules if type(module) is nn.Linear]
     shapes = {(module.weight.shape, module.weight.dtype, module.bias is None) for module in linears}
-    return Joined(linears) if len(linears) == len(modules) > 1 and len(shapes) == 1 else None
+    return Joined(linears, quantization) if len(linears) == len(modules) > 1 and len(shapes) == 1 else None
 
 
 def _joined(parameters: Sequence[Tensor]) -> tuple[Tensor, list[nn.Parameter]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from server.model.dense import Product, product
 from server.model.disentangled import stitch_disentangled
 from server.model.families import Around, Behind, Ending, Family
 from server.model.joined import Joined, join
@@ -54,8 +54,9 @@ class Stitching:
     packed   None means ordinary padded batches (training with somebody else's loop); `plan` then spans [B * S]
     """
 
-    def __init__(self, model: nn.Module, family: Family, kernels: Kernels) -> None:
+    def __init__(self, model: nn.Module, family: Family, kernels: Kernels, quantization: str = "none") -> None:
         self.kernels = kernels
+        self._quantization = quantization
         self.packed: PackedBatch | None = None
         self.plan: RoutingPlan | None = None
         self.layer_input: Tensor | None = None  # of the layer under way, [T, H]
@@ -93,9 +94,13 @@ class Stitching:
             # Not submodules, so that neither state_dict nor .to() sees them.
             object.__setattr__(attention, "adapterd_stitching", self)
             object.__setattr__(attention, "adapterd_layer", index)
+            joined = self._join(layer, family)
             for projection, path in family.projections.items():
-                _wrap(layer.get_submodule(path), self._projection(layer.get_submodule(path), index, projection))
-            self._join(layer, index, family)
+                is_spare = joined is not None and projection in JOINED
+                module = layer.get_submodule(path)
+                _wrap(module, self._projection(module, index, projection, is_spare))
+            if joined is not None:
+                self._together(joined, [layer.get_submodule(family.projections[p]) for p in JOINED], index)
             for kind, site in family.sites.items():
                 if isinstance(site, Ending):
                     self._end(layer.get_submodule(site.module), index, kind)
@@ -174,25 +179,35 @@ class Stitching:
 
         _wrap(module, before if key[2] == "in" else around)
 
-    def _projection(self, module: Any, layer: int, projection: Projection) -> Forward:
+    def _projection(self, module: Any, layer: int, projection: Projection, is_spare: bool) -> Forward:
+        """is_spare: the module is rarely called for itself, and its product is made when it is"""
+
+        def made() -> Product:
+            return product(module.weight, module.bias, self._quantization)
+
+        multiply = _on_first_use(made) if is_spare else made()
+
         def around(forward: Forward, x: Tensor) -> Tensor:
             groups = self.deltas(layer, projection)
             if not groups:
-                return forward(x)  # type: ignore[no-any-return]
+                return multiply(x)
             x = _with_input_scales(x, groups)
-            y = linear(x, module.weight, module.bias)
+            y = multiply(x)
             size = y.shape
             done = self.kernels.projection(y.view(-1, size[-1]), x.reshape(-1, x.shape[-1]), groups)
             return done.view(size)
 
         return around
 
-    def _join(self, layer_module: nn.Module, layer: int, family: Family) -> None:
+    def _join(self, layer_module: nn.Module, family: Family) -> Joined | None:
+        """Query, key and value of a layer in one product, None where they are no Linears of one shape."""
+        return join(
+            [layer_module.get_submodule(family.projections[p]) for p in JOINED if p in family.projections],
+            self._quantization,
+        )
+
+    def _together(self, joined: Joined, modules: Sequence[nn.Module], layer: int) -> None:
         """Have the query's call compute key and value too, with all deltas, wherever nothing speaks against it."""
-        modules = [layer_module.get_submodule(family.projections[p]) for p in JOINED if p in family.projections]
-        joined = join(modules)
-        if joined is None:
-            return
 
         def first(alone: Forward, x: Tensor) -> Tensor:
             y = self._joined(joined, layer, x)
@@ -297,6 +312,17 @@ def _with_input_scales(x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
         parts += [rows[position : group.start], rows[group.start : group.end] * scale]
         position = group.end
     return torch.cat([*parts, rows[position:]]).view(x.shape)
+
+
+def _on_first_use(make: Callable[[], Product]) -> Product:
+    made: list[Product] = []
+
+    def call(x: Tensor) -> Tensor:
+        if not made:
+            made.append(make())
+        return made[0](x)
+
+    return call
 
 
 def _wrap(module: nn.Module, around: Callable[..., Any]) -> None:

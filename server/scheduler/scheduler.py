@@ -15,6 +15,7 @@ from server.metrics import Metrics
 from server.scheduler.fairness import DeficitRoundRobin
 from server.scheduler.queues import Queue
 
+UNMEASURED_BATCH_TOKENS = 4096  # where nobody measured
 MAX_RUNNING = 2  # one batch computes, the next waits at the runner, which takes them one after the other
 CLOCK_S = 0.002  # how far an event loop's clock may lag behind `time.monotonic`
 
@@ -252,7 +253,8 @@ class _Forming:
 
     def has_room(self, sample: Sample) -> bool:
         """The first sample always fits: one that is longer than the budget runs alone."""
-        fits = self.num_tokens + _rows(sample) <= self._config.max_batch_tokens
+        budget = self._config.max_batch_tokens or UNMEASURED_BATCH_TOKENS
+        fits = self.num_tokens + _rows(sample) <= budget
         return not self.samples or (fits and len(self.samples) < self._config.max_batch_samples)
 
 

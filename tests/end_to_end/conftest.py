@@ -13,7 +13,7 @@ from make_tokenizer import save_tokenizer
 
 from adapterd import AsyncClient
 from server.app import App
-from server.config import ApiConfig, CacheConfig, ModelConfig, ServerConfig
+from server.config import ApiConfig, CacheConfig, ModelConfig, SchedulerConfig, ServerConfig
 from server.core import BaseInfo
 from server.model.base import load_base
 
@@ -49,6 +49,7 @@ def config(base_path: Path, adapters_path: Path) -> ServerConfig:
     return ServerConfig(
         model=ModelConfig(base=str(base_path), device="cpu", num_threads=1),
         cache=CacheConfig(adapters=(adapters_path,)),
+        scheduler=SchedulerConfig(max_batch_tokens=1024),  # nothing to measure
         api=ApiConfig(port=0, http_port=0, lame_duck_s=0, drain_timeout_s=10),
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Protocol, cast
 
 import torch
@@ -32,16 +33,21 @@ class Kernels(Protocol):
     def uncouple(self, y: Tensor, weights: CouplingWeights) -> Tensor: ...
 
 
+AUTO = "auto"
 BACKENDS = ("reference", "eager", "triton")
 
 
 def backend(name: str, device: torch.device | None = None) -> Kernels:
     """The operations of one backend, for tensors on `device`; None: wherever it can run.
 
+    "auto" is triton on a GPU where it is installed, else eager.
+
     raises InvalidInput for a name that is not known, or a backend that cannot run here
     """
+    if name == AUTO:
+        name = "triton" if device is not None and device.type == "cuda" and find_spec("triton") else "eager"
     if name not in BACKENDS:
-        raise InvalidInput(f"backend {name!r} is not known; there are {', '.join(BACKENDS)}")
+        raise InvalidInput(f"backend {name!r} is not known; there are {', '.join((AUTO, *BACKENDS))}")
     try:
         module = import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:

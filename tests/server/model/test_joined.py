@@ -11,6 +11,7 @@ from torch import nn
 from server.composition import Leaf, Stack
 from server.core import Encoding, TokenInput
 from server.model.base import Base
+from server.model.dense import product
 from server.model.joined import join
 from server.model.kernels import BACKENDS, backend, reference
 from server.model.routing import Route, RoutingPlan
@@ -54,6 +55,15 @@ def linears(bias: bool = True) -> list[nn.Linear]:
     return [nn.Linear(8, 6, bias=bias).requires_grad_(False) for _ in JOINED]
 
 
+def test_int8_gives_each_part_what_it_gives_alone() -> None:
+    modules = linears()
+    alone = [product(module.weight.clone(), module.bias.clone(), "int8") for module in modules]
+    joined, x = join(modules, "int8"), torch.randn(5, 8)
+    assert joined is not None
+    with torch.inference_mode():
+        torch.testing.assert_close(joined.product(x), torch.cat([own(x) for own in alone], dim=-1))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_parameters_keep_names_values_and_storage(bias: bool) -> None:
     modules = linears(bias)
@@ -67,15 +77,6 @@ def test_parameters_keep_names_values_and_storage(bias: bool) -> None:
     assert len({module.weight.untyped_storage().data_ptr() for module in modules}) == 1
     x = torch.randn(5, 8)
     torch.testing.assert_close(joined.product(x), torch.cat([module(x) for module in modules], dim=-1))
-
-
-def test_weights_that_are_loaded_later_count() -> None:
-    modules = linears()
-    joined = join(modules)
-    assert joined is not None
-    modules[1].load_state_dict({"weight": torch.ones(6, 8), "bias": torch.zeros(6)})
-    assert joined.is_intact
-    assert torch.equal(joined.product(torch.ones(1, 8))[0, 6:12], torch.full((6,), 8.0))
 
 
 @pytest.mark.parametrize("change", ["moved", "replaced", "trained"])

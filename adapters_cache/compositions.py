@@ -22,7 +22,7 @@ from adapters_cache.registry import is_name
 from adapters_cache.targets import make_target
 from server.composition import Fuse, Leaf, Node, branches, fuses, last_leaf, leaves, text_of
 from server.config import CacheConfig
-from server.core import BASE, Adapter, AdapterStatus, BaseInfo, HostLease, Target, Tier
+from server.core import BASE, Adapter, AdapterStatus, BaseInfo, HostLease, Target, Tier, target_of
 from server.errors import AdapterNotFound, InvalidInput
 from server.expression import parse
 
@@ -100,6 +100,8 @@ class Compositions:
         Raises InvalidInput, and as `Adapters.ready` does for each part.
         """
         skipped = frozenset(skip_layers)
+        if not heads and not skipped and self._is_single(expression):
+            return await self._ready_single(expression)
         for layer in sorted(skipped):
             if not 0 <= layer < self._base.num_layers:
                 raise InvalidInput(
@@ -117,6 +119,19 @@ class Compositions:
                 lease.release()
             raise
         return TargetLease(target, _branch_names(tree, target, heads), tuple(leases.values()))
+
+    def _is_single(self, expression: str) -> bool:
+        return "(" not in expression and expression not in self._named and expression != BASE
+
+    async def _ready_single(self, name: str) -> TargetLease:
+        """What nearly every request asks for, by the short way: one adapter with its own head."""
+        lease = await self._adapters.ready(name)
+        adapter = _adapter(lease)
+        if adapter.spec.fusion is not None:
+            lease.release()
+            raise _is_a_fusion(name, adapter)
+        target = target_of(adapter)
+        return TargetLease(target, ((name, name if target.branches[0].head is not None else ""),), (lease,))
 
     def _tree(self, expression: str) -> tuple[Node | None, tuple[str, ...]]:
         """What an expression says, without named compositions; and the heads that a named one brings along."""
@@ -171,10 +186,8 @@ class Compositions:
     ) -> Target:
         adapters = {name: _adapter(lease) for name, lease in leases.items()}
         for leaf in leaves(tree) if tree is not None else ():
-            fusion = adapters[str(leaf.adapter)].spec.fusion
-            if fusion is not None:
-                members = ", ".join(fusion.members)
-                raise InvalidInput(f"{leaf.adapter!r} is a fusion layer; use it as Fuse({members}; {leaf.adapter})")
+            if adapters[str(leaf.adapter)].spec.fusion is not None:
+                raise _is_a_fusion(str(leaf.adapter), adapters[str(leaf.adapter)])
         fusions = {str(node.fusion): adapters[self._fusion(node)] for node in fuses(tree)} if tree is not None else {}
         return make_target(tree, adapters, fusions, heads, skipped)
 
@@ -247,6 +260,12 @@ class Compositions:
 def _adapter(lease: HostLease) -> Adapter:
     assert lease.adapter is not None, "the base is no part of a composition"
     return lease.adapter
+
+
+def _is_a_fusion(name: str, adapter: Adapter) -> InvalidInput:
+    assert adapter.spec.fusion is not None
+    members = ", ".join(adapter.spec.fusion.members)
+    return InvalidInput(f"{name!r} is a fusion layer; use it as Fuse({members}; {name})")
 
 
 def _branch_names(tree: Node | None, target: Target, heads: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from server.core import Parameters, Request
 from server.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
@@ -14,15 +15,28 @@ from server.metrics import Metrics
 RETRY_AFTER_S = 0.1  # what a refused caller is told; a queue at its limit drains about this fast
 
 
+class Tally(Protocol):
+    """Where several processes with one limit count."""
+
+    def set(self, num_in_flight: int) -> None:
+        """That many are inside of this process."""
+
+    def total(self) -> int:
+        """Inside of all."""
+
+
 class Admission:
     """Counts the requests that are inside and refuses those beyond the limit.
 
     All methods belong to the event loop's thread.
+
+    tally   None: the limit is this process's own
     """
 
-    def __init__(self, max_in_flight: int, metrics: Metrics) -> None:
+    def __init__(self, max_in_flight: int, metrics: Metrics, tally: Tally | None = None) -> None:
         self._max_in_flight = max_in_flight
         self._metrics = metrics
+        self._tally = tally
         self._num_in_flight = 0
         self._is_draining = False
         self._is_empty = asyncio.Event()
@@ -69,9 +83,10 @@ class Admission:
         if late_s >= 0:
             self._metrics.expired("admit")
             raise DeadlineExceeded(f"the deadline passed {late_s:.3f} s before the request came in")
-        if self._num_in_flight >= self._max_in_flight:
+        num_in_flight = self._tally.total() if self._tally else self._num_in_flight
+        if num_in_flight >= self._max_in_flight:
             raise Overloaded(
-                f"{self._num_in_flight} requests are in flight, the limit is {self._max_in_flight}; "
+                f"{num_in_flight} requests are in flight, the limit is {self._max_in_flight}; "
                 f"try again in {RETRY_AFTER_S} s",
                 retry_after_s=RETRY_AFTER_S,
                 limit=str(self._max_in_flight),
@@ -80,6 +95,8 @@ class Admission:
     def _count(self, change: int) -> None:
         self._num_in_flight += change
         self._metrics.in_flight(self._num_in_flight)
+        if self._tally:
+            self._tally.set(self._num_in_flight)
         if self._num_in_flight:
             self._is_empty.clear()
         else:

@@ -10,6 +10,7 @@ from server.errors import InvalidInput
 
 MIB = 1 << 20
 MAX_PORT = 65535
+MAX_FRONTENDS = 256
 MAX_MESSAGE_BYTES = (1 << 31) - 1  # what gRPC can be told
 
 
@@ -83,12 +84,14 @@ class ApiConfig:
     max_in_flight: int = 1024  # accepted requests; beyond it callers are refused at once
     drain_timeout_s: float = 30.0  # how long a stop waits for accepted requests
     lame_duck_s: float = 0.5  # how long a stopping server still accepts, so that balancers see it leave
-    num_tokenizer_threads: int = 2
+    num_tokenizer_threads: int = 2  # of each front
+    frontends: int = 0  # gRPC processes on the port, each with memory and a core of its own; 0: the engine's process
 
     def __post_init__(self) -> None:
         _require_text(self, "host")
-        _require_at_least(0, self, "port", "http_port")
+        _require_at_least(0, self, "port", "http_port", "frontends")
         _require_at_most(MAX_PORT, self, "port", "http_port")
+        _require_at_most(MAX_FRONTENDS, self, "frontends")
         limits = ("max_message_bytes", "max_inputs_per_request", "max_requests_per_batch", "max_in_flight")
         _require_at_least(1, self, *limits, "num_tokenizer_threads")
         _require_at_most(MAX_MESSAGE_BYTES, self, "max_message_bytes")

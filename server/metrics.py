@@ -74,6 +74,10 @@ class Metrics:
         """One piece of work was dropped before the device because its caller had left."""
         self._cancelled.inc()
 
+    def front_restarted(self) -> None:
+        """A front process ended by itself and another one takes its place."""
+        self._front_restarts.inc()
+
     # batches
 
     def batch_done(self, num_samples: int, num_tokens: int, num_adapters: int, compute_s: float) -> None:
@@ -134,6 +138,7 @@ class Metrics:
         expired = self._counter("expired", "Work dropped before the device: out of time.", ("stage",))
         self._expired = {stage: expired.labels(stage) for stage in STAGES[:-2]}
         self._cancelled = self._counter("cancelled", "Work dropped before the device: its caller left.")
+        self._front_restarts = self._counter("front_restarts", "Front processes that ended and were replaced.")
 
     def _define_batches(self) -> None:
         self._batch_samples = self._histogram("batch_samples", "Samples per forward pass.", SAMPLE_BUCKETS)

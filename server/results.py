@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,11 +76,7 @@ def fitted(questions: Sequence[Question], target: Target, parameters: Parameters
                 f"head {head.name!r} is a causal language model, which predicts the next token and is not served on an"
                 " encoder; name another head"
             )
-    if any(head is not None and head.task is Task.DEPENDENCY_PARSING for head in heads):
-        questions = [
-            Question(question.source, tuple(with_words(one, base.pad_token_id) for one in question.encodings))
-            for question in questions
-        ]
+    questions = worded(questions, heads, base)
     for index, question in enumerate(questions):
         for head in heads:
             _check(index, question, head, base)
@@ -91,6 +87,16 @@ def fitted(questions: Sequence[Question], target: Target, parameters: Parameters
                     check_lengths(branch.node, encoding.num_tokens)
                     _check_room(index, encoding, num_positions(branch.node, target), base)
     return list(questions)
+
+
+def worded(questions: Sequence[Question], heads: Iterable[Head | None], base: BaseInfo) -> Sequence[Question]:
+    """The questions with the words of their texts, if a parser is to answer."""
+    if not any(head is not None and head.task is Task.DEPENDENCY_PARSING for head in heads):
+        return questions
+    return [
+        Question(question.source, tuple(with_words(one, base.pad_token_id) for one in question.encodings))
+        for question in questions
+    ]
 
 
 def num_positions(node: Node, target: Target) -> int:
@@ -157,7 +163,7 @@ def _check(index: int, question: Question, head: Head | None, base: BaseInfo) ->
 def shape(
     outputs: Sequence[SampleOutput],
     question: Question,
-    target: Target,
+    heads: Sequence[Head | None],
     names: Sequence[tuple[str, str]],
     parameters: Parameters,
     name_token: NameToken,
@@ -166,11 +172,12 @@ def shape(
     """The answer for one input.
 
     outputs   one per encoding of the question
+    heads     of each branch
     names     of each branch: its adapters as an expression, and its head
     raises    Internal if the numbers are not finite
     """
     results = []
-    for number, head in enumerate(heads_of(target)):
+    for number, head in enumerate(heads):
         branch = _joined([output.branches[number] for output in outputs])
         answer = None
         if head is not None and head.task in _ANSWERS:

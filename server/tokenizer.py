@@ -24,12 +24,13 @@ class Tokenizer:
 
     It is set up once and never changed afterwards: truncation happens on what it returns, so threads share it safely.
 
-    path   directory of the base, None if it has no tokenizer: then only token ids are taken
+    source   directory of the base, or what `serialized` gave of it; None if it has no tokenizer: then only token ids
+             are taken
     """
 
-    def __init__(self, path: Path | None, base: BaseInfo, num_threads: int) -> None:
+    def __init__(self, source: Path | str | None, base: BaseInfo, num_threads: int) -> None:
         self._base = base
-        self._backend = _load(path) if path is not None else None
+        self._backend = _load(source) if isinstance(source, Path) else _read(source) if source is not None else None
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
 
     async def encode(self, inputs: Sequence[Input], parameters: Parameters) -> list[Encoding]:
@@ -119,6 +120,20 @@ def check_tokens(index: int, source: TokenInput, base: BaseInfo) -> Encoding:
     _check_range(index, "token id", ids, base.vocab_size)
     _check_range(index, "token type id", types, base.type_vocab_size)
     return Encoding(input_ids=ids, token_type_ids=types, source=source)
+
+
+def serialized(path: Path | None) -> str | None:
+    """The tokenizer of a base's directory for a process that does without transformers."""
+    if path is None:
+        return None
+    text: str = _load(path).to_str()
+    return text
+
+
+def _read(text: str) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    return Backend.from_str(text)
 
 
 def _load(path: Path) -> Any:

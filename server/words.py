@@ -12,7 +12,10 @@ def with_words(encoding: Encoding, pad_token_id: int) -> Encoding:
 
     AdapterHub's library takes starts that equal the padding id for padding, so a word that starts there is lost: with
     RoBERTa's padding id of 1 the first one. The parsers were trained that way. Token ids have no words.
+    Words that are known are left as they are.
     """
+    if encoding.word_starts:
+        return encoding
     positions = [i for i, segment in enumerate(encoding.segments) if segment == 0]
     starts: list[int] = []
     last: int | None = None

@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.primitives", "server.config", "server.composition"),
     ("server.core", "server.expression"),
     ("server.metrics",),
+    ("server.totals",),
     (
         "server.admission",
         "server.tokenizer",
@@ -26,12 +27,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server.model",
         "adapters_cache",
     ),
-    ("server.words",),
+    ("server.words", "server.stopwatch"),
     ("server.results", "server.cases"),
     ("server.case_rows",),
-    ("server.compare",),
+    ("server.compare", "server.engine"),
     ("server.pipeline",),
     ("server.api", "server.verify", "server.probe"),
+    ("server.fronts",),
     ("server.app", "server.record"),
     ("server.cli",),
     ("server.__main__",),
@@ -39,12 +41,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Who may import what is heavy or bound to one place; the rest of serving stays free of it.
 ONLY_IN = {
-    "grpc": ("adapterd", "server.api", "server.app", "server.cli", "loadtest"),
-    "grpc_health": ("server.api", "server.app"),
-    "grpc_reflection": ("server.app",),
+    "grpc": ("adapterd", "server.api", "server.cli", "loadtest"),
+    "grpc_health": ("server.api",),
+    "grpc_reflection": ("server.api",),
     "grpc_status": ("server.api",),
     "torch": ("server.model", "server.verify", "server.record", "server.app", "adapters_cache", "training", "loadtest"),
-    "prometheus_client": ("server.metrics", "server.app"),
+    "prometheus_client": ("server.metrics", "server.totals", "server.app"),
 }
 
 

@@ -17,7 +17,7 @@ PINS = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
 )
 OURS = ("adapterd", "server", "adapters_cache", "training", "loadtest")
-BROUGHT_ALONG = ("huggingface_hub", "click")  # by transformers, by typer
+BROUGHT_ALONG = ("huggingface_hub", "tokenizers", "click")  # by transformers, by typer
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 

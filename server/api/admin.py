@@ -35,10 +35,10 @@ TIERS: dict[Tier, v1.Tier] = {
 
 
 class Adapters(Protocol):
-    """The part of adapters_cache's facade that this file uses."""
+    """The part of the engine that this file uses."""
 
-    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]: ...
-    def get(self, name: str) -> AdapterStatus: ...
+    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]: ...
+    async def get(self, name: str) -> AdapterStatus: ...
     async def load(self, name: str) -> tuple[AdapterStatus, str]: ...
     async def unload(self, name: str) -> tuple[int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
@@ -56,7 +56,7 @@ class AdaptersServicer:
             raise InvalidInput(f"page_size {message.page_size} is not between 0 and {MAX_PAGE_SIZE}")
         limit = message.page_size or DEFAULT_PAGE_SIZE
         # One more than asked for tells whether a next page exists. A page token is the last name of its page.
-        page, total = self._adapters.list(prefix=message.name_prefix, after=message.page_token, limit=limit + 1)
+        page, total = await self._adapters.list(prefix=message.name_prefix, after=message.page_token, limit=limit + 1)
         return v1.ListResponse(
             adapters=[to_adapter(status) for status in page[:limit]],
             next_page_token=page[limit - 1].name if len(page) > limit else "",
@@ -65,7 +65,7 @@ class AdaptersServicer:
         )
 
     async def Get(self, message: v1.GetRequest, context: Context) -> v1.GetResponse:
-        return v1.GetResponse(adapter=to_adapter(self._adapters.get(_name(message.name))))
+        return v1.GetResponse(adapter=to_adapter(await self._adapters.get(_name(message.name))))
 
     async def Load(self, message: v1.LoadRequest, context: Context) -> v1.LoadResponse:
         status, previous = await self._adapters.load(_name(message.name))

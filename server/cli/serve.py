@@ -38,6 +38,9 @@ def run(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC; 0 takes a free one.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Metrics; 0 takes a free one.")] = None,
+    frontends: Annotated[
+        int | None, typer.Option(help="gRPC processes on the port; 0 answers calls in the engine's own.")
+    ] = None,
     assign: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other knob: --set cache.device_bytes=67108864", metavar="KEY=VALUE"),
@@ -54,6 +57,7 @@ def run(
         "api.host": host,
         "api.port": port,
         "api.http_port": http_port,
+        "api.frontends": frontends,
     }
     set_up_logging()
     try:

@@ -19,7 +19,7 @@ SMALLEST, LARGEST = 64, 1 << 16
 KNEE = 0.95  # of the best rate: the smallest batch that reaches it is large enough
 FLAT = 1.02  # a doubling that gains less than this factor, twice in a row, ends the search
 REPEATS = 3  # the fastest counts: whatever disturbs a measurement makes it slower
-MAX_SECONDS = 2.0
+MAX_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)

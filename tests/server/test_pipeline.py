@@ -14,6 +14,7 @@ from server import pipeline
 from server.admission import Admission
 from server.config import SchedulerConfig
 from server.core import BatchInfo, Embedding, Parameters, Regression, Request, Result, TokenInput
+from server.engine import LocalEngine
 from server.errors import AdapterNotFound, DeadlineExceeded, Internal, InvalidInput, Overloaded
 from server.metrics import Metrics
 from server.pipeline import Pipeline
@@ -34,8 +35,8 @@ class Bench:
         self.slots = FakeSlots()
         self.run = FakeRun()
         self.scheduler = Scheduler(SchedulerConfig(**limits), self.slots.acquire, self.run, self.metrics)
-        parts = (self.admission, self.tokenizer, self.adapters, self.scheduler, self.metrics)
-        self.pipeline = Pipeline(*parts, base_digest="base-digest")
+        engine = LocalEngine(self.adapters, self.scheduler, self.metrics, make_base(fingerprint="base-digest"))
+        self.pipeline = Pipeline(self.admission, self.tokenizer, engine, self.metrics)
 
     async def stop(self) -> None:
         """Nothing may be left of any request."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fakes import make_encoding
 
@@ -29,3 +31,8 @@ def test_words_start_where_their_first_token_is(
 
 def test_token_ids_have_no_words() -> None:
     assert with_words(make_encoding(5), 0).word_starts == ()
+
+
+def test_known_words_stay() -> None:
+    known = replace(make_encoding(5), word_starts=(1, 3))
+    assert with_words(known, 0) is known

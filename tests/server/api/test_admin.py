@@ -20,25 +20,25 @@ class Registry:
     def __init__(self) -> None:
         self.names = [f"a{i}" for i in range(5)]
 
-    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]:
+    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]:
         names = [name for name in self.names if name.startswith(prefix)]
         page = [AdapterStatus(name, Tier.ORIGIN) for name in names if name > after]
         return page[:limit], len(names)
 
-    def get(self, name: str) -> AdapterStatus:
+    async def get(self, name: str) -> AdapterStatus:
         if name != "a0":
             raise AdapterNotFound(f"no adapter is registered as {name!r}")
         manifest = Manifest(name, "d" * 64, "bottleneck", "bert", 32, 1234)
         return AdapterStatus(name, Tier.DEVICE, manifest, "multi_label", ("x", "y"), 10, 20, True, 1.5, 2.5, "")
 
     async def load(self, name: str) -> tuple[AdapterStatus, str]:
-        return self.get(name), "before"
+        return await self.get(name), "before"
 
     async def unload(self, name: str) -> tuple[int, int]:
         return 10, 20
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
-        return self.get(name)
+        return await self.get(name)
 
 
 @pytest.fixture

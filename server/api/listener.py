@@ -1,0 +1,98 @@
+"""Stage 0, the port: one gRPC server with every service, from SERVING to the end of its drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+
+from adapterd.v1 import adapters_pb2, inference_pb2
+from server.api.admin import AdaptersServicer
+from server.api.handlers import service_handler
+from server.api.health import HealthServicer
+from server.api.servicer import InferenceServicer
+from server.config import ApiConfig
+from server.errors import InvalidInput
+from server.metrics import Metrics
+from server.pipeline import Pipeline
+
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
+ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["Adapters"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+SERVICES = (INFERENCE.full_name, ADAPTERS.full_name)
+
+# Calls that gRPC has received and not handed over would end as CANCELLED; this long they are told UNAVAILABLE.
+LINGER_S = 0.1
+# What is left after the drain is idle streams and health watchers, which never end by themselves.
+STOP_GRACE_S = 0.25
+
+log = logging.getLogger("adapterd")
+
+
+class Listener:
+    """base   as the Adapters service tells of it"""
+
+    def __init__(self, pipeline: Pipeline, config: ApiConfig, base: adapters_pb2.Base, metrics: Metrics) -> None:
+        self._pipeline = pipeline
+        self._config = config
+        self._base = base
+        self._metrics = metrics
+        self._health = HealthServicer(SERVICES)
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, port: int, *, shared: bool = False) -> int:
+        """Listen on `port` and turn SERVING; gives the port, which is another one if it was 0.
+
+        shared   other processes of this server listen on it too
+
+        Raises InvalidInput if the port cannot be had.
+        """
+        host = self._config.host
+        server = grpc.aio.server(options=_options(self._config, shared))
+        inference = InferenceServicer(self._pipeline, self._config, self._metrics)
+        handlers = (
+            service_handler(INFERENCE, inference),
+            service_handler(ADAPTERS, AdaptersServicer(self._pipeline.engine, self._base)),
+            service_handler(HEALTH, self._health),
+        )
+        server.add_generic_rpc_handlers(handlers)
+        reflection.enable_server_reflection((*SERVICES, HEALTH.full_name, reflection.SERVICE_NAME), server)
+        try:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise InvalidInput(f"{host}:{port} cannot be bound; choose another port") from error
+        await server.start()
+        self._server = server
+        self._health.set_serving(True)
+        return bound
+
+    async def drain(self) -> int:
+        """NOT_SERVING, a short time for balancers to notice, refuse, answer the accepted, then stop.
+
+        Gives the number of requests that took longer than `drain_timeout_s`.
+        """
+        assert self._server is not None, "drain follows start"
+        admission = self._pipeline.admission
+        log.info("draining")
+        self._health.set_serving(False)
+        await asyncio.sleep(self._config.lame_duck_s)
+        is_empty = await admission.drain(self._config.drain_timeout_s)
+        await asyncio.sleep(LINGER_S)
+        await self._server.stop(STOP_GRACE_S)
+        num_unanswered = 0 if is_empty else admission.num_in_flight
+        log.info("stopped unanswered=%d", num_unanswered)
+        return num_unanswered
+
+
+def _options(api: ApiConfig, shared: bool) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", api.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", int(shared)),  # a second server on the port must fail, not share it
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_connection_age_ms", 30 * 60 * 1000),  # so that clients find new replicas in time
+    ]

@@ -1,0 +1,101 @@
+"""A front process: it takes and answers calls, and asks the engine process for what lies between.
+
+It ends when the engine process does, whatever the reason, and leaves signals to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass
+
+from adapterd.v1 import adapters_pb2
+from server.admission import Admission
+from server.api.listener import Listener
+from server.config import ApiConfig
+from server.core import BaseInfo
+from server.fronts.occupancy import Occupancy, Seat
+from server.fronts.peer import Peer
+from server.fronts.remote import RemoteEngine
+from server.metrics import Metrics
+from server.pipeline import Pipeline
+from server.tokenizer import Tokenizer
+from server.totals import Snapshot, snapshot
+
+PUSH_S = 1.0  # how old what a scrape shows of this process may be
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a front is told when it starts.
+
+    base, info     as the Adapters service tells of it, and as requests are checked against it
+    tokenizer      see `server.tokenizer.serialized`
+    occupancy_fd   see `Occupancy`; the process inherits it
+    """
+
+    number: int
+    api: ApiConfig
+    port: int
+    base: adapters_pb2.Base
+    info: BaseInfo
+    tokenizer: str | None
+    occupancy_fd: int
+    log_level: int = logging.INFO
+
+
+class Front:
+    """`start` and `drain` are called by the engine process."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.peer = Peer({"start": self.start, "drain": self.drain}, on_closed=self._leave)
+        self._listener: Listener | None = None
+        self._is_drained = False
+
+    async def start(self, setup: Setup) -> None:
+        """Returns when calls are taken. Raises InvalidInput if the port cannot be had."""
+        logging.getLogger().setLevel(setup.log_level)
+        api = setup.api
+        seat = Seat(Occupancy(setup.occupancy_fd, api.frontends), setup.number)
+        admission = Admission(api.max_in_flight, self.metrics, seat)
+        tokenizer = await asyncio.to_thread(Tokenizer, setup.tokenizer, setup.info, api.num_tokenizer_threads)
+        pipeline = Pipeline(admission, tokenizer, RemoteEngine(self.peer, setup.info), self.metrics)
+        self._listener = Listener(pipeline, api, setup.base, self.metrics)
+        await self._listener.start(setup.port, shared=True)
+        self._push()
+
+    async def drain(self) -> tuple[int, Snapshot]:
+        """Answer what was accepted; gives how many were not, and everything this process counted."""
+        assert self._listener is not None, "drain follows start"
+        num_unanswered = await self._listener.drain()
+        self._is_drained = True
+        return num_unanswered, snapshot(self.metrics)
+
+    def _push(self) -> None:
+        """Tell what was counted. Pushed and not asked for, so that a scrape waits for no process."""
+        self.peer.tell("counted", snapshot(self.metrics))
+        asyncio.get_running_loop().call_later(PUSH_S, self._push)
+
+    def _leave(self) -> None:
+        """At once: nobody could be answered any more, and a busy thread must not keep the process."""
+        os._exit(0 if self._is_drained else 1)
+
+
+async def run(fd: int) -> None:
+    """fd   this end of the socket pair"""
+    front = Front()
+    await front.peer.open(socket.socket(fileno=fd))
+    await asyncio.get_running_loop().create_future()  # until `_leave`
+
+
+def main(fd: int) -> None:
+    import uvloop
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever signals the whole group means the engine process
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s front %(process)d: %(message)s")
+    uvloop.run(run(fd))

@@ -1,0 +1,54 @@
+"""The engine of another process."""
+
+from __future__ import annotations
+
+from server.core import AdapterStatus, BaseInfo
+from server.engine import Computed, Page, Work
+from server.fronts.codec import decode_computed, encode_work
+from server.fronts.peer import Peer
+
+MAX_KNOWN = 4096  # expressions that are not checked again
+
+
+class RemoteEngine:
+    """See `server.engine.Engine`. Every method is one call to the process that owns the device."""
+
+    def __init__(self, peer: Peer, base: BaseInfo) -> None:
+        self._peer = peer
+        self._base = base
+        self._known: set[str] = set()
+
+    async def check(self, expression: str) -> None:
+        """Asks once per expression that can be answered: the engine looks again when it is to answer.
+
+        So a known name costs no round trip, and an unknown one is refused before its texts are tokenized.
+        """
+        if expression in self._known:
+            return
+        await self._peer.call("check", expression)
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known.add(expression)
+
+    async def compute(self, work: Work) -> Computed:
+        return decode_computed(*await self._peer.call("compute", *encode_work(work, self._base)))
+
+    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
+        page: Page = await self._peer.call("list", prefix, after, limit)
+        return page
+
+    async def get(self, name: str) -> AdapterStatus:
+        status: AdapterStatus = await self._peer.call("get", name)
+        return status
+
+    async def load(self, name: str) -> tuple[AdapterStatus, str]:
+        loaded: tuple[AdapterStatus, str] = await self._peer.call("load", name)
+        return loaded
+
+    async def unload(self, name: str) -> tuple[int, int]:
+        freed: tuple[int, int] = await self._peer.call("unload", name)
+        return freed
+
+    async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
+        status: AdapterStatus = await self._peer.call("pin", name, is_pinned)
+        return status

@@ -1,0 +1,29 @@
+"""What the engine process answers to its fronts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from server.engine import Engine, Page
+from server.fronts.codec import Wire, decode_work, encode_computed
+from server.fronts.peer import Handler
+
+
+def handlers_of(engine: Engine) -> Mapping[str, Handler]:
+    """The methods of `engine`, by name, with arguments and results as they cross the border."""
+
+    async def compute(*work: object) -> Wire:
+        return encode_computed(await engine.compute(decode_work(*work)))  # type: ignore[arg-type]
+
+    async def list_page(prefix: str, after: str, limit: int) -> Page:
+        return await engine.list(prefix=prefix, after=after, limit=limit)
+
+    return {
+        "compute": compute,
+        "check": engine.check,
+        "list": list_page,
+        "get": engine.get,
+        "load": engine.load,
+        "unload": engine.unload,
+        "pin": engine.pin,
+    }

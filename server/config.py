@@ -20,14 +20,15 @@ class ModelConfig:
 
     base: str = "minilm"  # "minilm" (embedded), a directory, or a hub id
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
-    dtype: str = "float32"  # float32, bfloat16, float16
+    dtype: str = "auto"  # float32, bfloat16, float16; "auto" is bfloat16 on GPUs and float32 on CPUs
     quantization: str = "none"  # "int8": the base's Linears in 8 bits, faster on CPUs, answers a little off
     num_threads: int = 0  # compute threads on a CPU; 0 takes all cores
-    backend: str = "eager"  # how adapters are computed: "eager", "triton" on GPUs, or "reference" to check against
+    backend: str = "auto"  # how adapters are computed: eager, triton, or reference to check against; auto by the device
+    cuda_graphs: bool = True  # small batches are replayed from graphs, which hold memory and take a moment to capture
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise InvalidInput(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise InvalidInput(f"dtype {self.dtype!r} is not one of auto, float32, bfloat16, float16")
         if self.quantization not in ("none", "int8"):
             raise InvalidInput(f"quantization {self.quantization!r} is not one of none, int8")
         _require_text(self, "base", "device", "backend")

@@ -84,7 +84,7 @@ class DemoTrainer:
 
     def __init__(self, data: Path, output: Path, epochs: int | None, seed: int) -> None:
         self._data, self._output, self._epochs, self._seed = data, output, epochs, seed
-        self._base: Base = load_base(ModelConfig())
+        self._base: Base = load_base(ModelConfig(dtype="float32"))
         self._tokenizer = Tokenizer(self._base.tokenizer_path, self._base.info, num_threads=2)
 
     def train(self, task: DemoTask) -> Card:

@@ -31,7 +31,7 @@ def run(
         list[str] | None, typer.Option(help='A name for a composition: "name = Stack(de, ner)"; may be repeated.')
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16")] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(help="Tokens that a batch may have; without it, measured at start.")
     ] = None,

@@ -119,7 +119,8 @@ def _record(directory: Path, base: str, adapters: Path | None, texts: Path | Non
 
     if adapters is None:
         raise InvalidInput("--record needs --adapters, a folder whose sub-folders are adapters")
-    recorded = record(directory, ModelConfig(base=base, device=device), adapters, _lines(texts) if texts else [], seed)
+    config = ModelConfig(base=base, device=device, dtype="float32")
+    recorded = record(directory, config, adapters, _lines(texts) if texts else [], seed)
     typer.echo(
         f"recorded {recorded.num_cases} cases in {directory}; check them with: adapterd verify {directory} --mixed"
     )

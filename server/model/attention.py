@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from server.model.kernels.reference import gate
+from server.model.kernels.reference import gates
 from server.model.routing import PrefixGroup, Span
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def _prefix(group: PrefixGroup, spans: Sequence[Span], stitching: Stitching) -> 
         own_keys = weights.keys.expand(len(spans), -1, -1)
         own_values = weights.values.expand(len(spans), -1, -1)
         if weights.gate is not None:
-            firsts = [sum(lengths[:i]) for i in range(len(lengths))]
-            opened = gate(x, weights.gate, lengths)[firsts]  # [count, 1 or 2]
+            opened = gates(x, weights.gate, lengths)  # [count, 1 or 2]
             own_keys = own_keys * opened[:, :1, None]
             own_values = own_values * opened[:, -1:, None]
         keys.append(own_keys)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from server.errors import InvalidInput, UnsupportedConfig
 from server.model.attention import ATTENTION_NAME
 from server.model.dense import check_quantization
 from server.model.families import FAMILIES, Family
+from server.model.graphs import GraphedForward, graphs
 from server.model.heads import HeadBase
 from server.model.kernels import backend
 from server.model.memory import keep_freed_memory
 from server.model.packing import Packer
+from server.model.phases import HostPhase, to_device
 from server.model.sites import Phase, Stitching
 from server.primitives import Projection
 
@@ -39,6 +42,7 @@ class Base:
     """A loaded base with its stitching. One per process; only the runner thread calls the model.
 
     heads    what prediction heads need of the base
+    graphs   passes that are replayed, None where none are
     """
 
     info: BaseInfo
@@ -50,6 +54,14 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     tokenizer_path: Path | None
+    graphs: GraphedForward | None = None
+
+    def run(self, phases: Sequence[HostPhase]) -> Tensor:
+        """Bring a pass to the device and compute it; see `forward`. To be read before the next pass begins."""
+        hidden = self.graphs.run(phases, self.forward) if self.graphs is not None else None
+        if hidden is not None:
+            return hidden
+        return self.forward(to_device(phases, self.device))
 
     def forward(self, phases: Sequence[Phase]) -> Tensor:
         """Hidden states [T, H] of the last layer, in the order of the last phase. One caller at a time."""
@@ -92,7 +104,8 @@ def load_base(config: ModelConfig) -> Base:
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
-    device, dtype = _device(config.device), getattr(torch, config.dtype)
+    device = _device(config.device)
+    dtype = dtype_of(config.dtype, device)
     check_quantization(config.quantization, device, dtype)
     kernels = backend(config.backend, device)
     if device.type == "cpu":
@@ -123,10 +136,16 @@ def load_base(config: ModelConfig) -> Base:
             norm_eps=_norm_eps(hf_config),
             mask_token_id=base_info.mask_token_id,
         ),
-        packer=Packer(base_info, family.position_offset(hf_config), device),
+        packer=Packer(
+            base_info,
+            family.position_offset(hf_config),
+            device,
+            partial(kernels.prepare, num_layers=base_info.num_layers, dtype=dtype),
+        ),
         device=device,
         dtype=dtype,
         tokenizer_path=tokenizer_path,
+        graphs=graphs(device, dtype, base_info.hidden_size) if config.cuda_graphs and family.is_static else None,
     )
 
 
@@ -159,6 +178,14 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= num_devices:
         raise InvalidInput(f"device {name!r} asked for, but this machine shows {num_devices} of them; use --device cpu")
     return device
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a setting; "auto" is what the device is fast in."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class Family:
     inputs            what the model's forward takes besides token ids
     pooler            the base's own pooler on vectors [n, H], None where there is none
     is_disentangled   attention is computed by the module itself, on equally long samples (DeBERTa)
+    is_static         whether the base's forward does the same for any two inputs of one shape, so that graphs can do it
     """
 
     layers: Callable[[Any], list[nn.Module]]
@@ -69,6 +70,7 @@ class Family:
     inputs: tuple[str, ...] = ("position_ids", "token_type_ids")
     pooler: Callable[[Any], Callable[[Tensor], Tensor] | None] = lambda model: None
     is_disentangled: bool = False
+    is_static: bool = False
 
 
 def _bert_pooler(model: Any) -> Callable[[Tensor], Tensor] | None:
@@ -111,6 +113,7 @@ _BERT = Family(
     sites=_BERT_SITES,
     projections=_projections(*_under("attention.self"), "attention.output.dense", "intermediate.dense", "output.dense"),
     pooler=_bert_pooler,
+    is_static=True,
 )
 _ROBERTA = Family(
     layers=_BERT.layers,
@@ -119,8 +122,15 @@ _ROBERTA = Family(
     projections=_BERT.projections,
     position_offset=lambda config: int(config.pad_token_id) + 1,
     pooler=_bert_pooler,
+    is_static=True,
 )
-_ELECTRA = Family(layers=_BERT.layers, attention=_BERT.attention, sites=_BERT_SITES, projections=_BERT.projections)
+_ELECTRA = Family(
+    layers=_BERT.layers,
+    attention=_BERT.attention,
+    sites=_BERT_SITES,
+    projections=_BERT.projections,
+    is_static=True,
+)
 _DEBERTA = Family(
     layers=_BERT.layers,
     attention="attention.self",
@@ -141,6 +151,7 @@ _DISTILBERT = Family(
         "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"
     ),
     inputs=("position_ids",),
+    is_static=True,
 )
 _ALBERT = Family(
     layers=_albert_layers,
@@ -152,6 +163,7 @@ _ALBERT = Family(
     },
     projections=_projections(*_under("attention"), "attention.dense", "ffn", "ffn_output"),
     pooler=_albert_pooler,
+    is_static=True,
 )
 _MODERNBERT = Family(
     layers=lambda model: list(model.layers),

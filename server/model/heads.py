@@ -11,6 +11,7 @@ from torch.nn.functional import layer_norm, linear
 
 from server.core import Encoding, Pooling
 from server.errors import InvalidInput
+from server.model.upload import download, indices
 from server.model.weights import CouplingWeights, HeadWeights
 from server.primitives import Task
 
@@ -71,7 +72,8 @@ def run_head(
         parts = [_answered(hidden, row) for row in rows]
         logits = _dense(weights, parts[0] if len(parts) == 1 else torch.cat(parts))
         return [(part,) for part in torch.split(logits, [len(part) for part in parts])]
-    first = hidden[rows[0].span[0]][None] if len(rows) == 1 else hidden[[row.span[0] for row in rows]]
+    firsts = [row.span[0] for row in rows]
+    first = hidden[firsts[0]][None] if len(rows) == 1 else hidden.index_select(0, indices(firsts, hidden.device))
     if head.use_pooler:
         assert base.pooler is not None, "refused when the adapter was loaded"
         first = base.pooler(first)
@@ -92,7 +94,7 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors in float32 on the host, in one transfer."""
     if not tensors:
         return []
-    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu()
+    flat = download(torch.cat([tensor.reshape(-1).float() for tensor in tensors]))
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
@@ -114,7 +116,7 @@ def _read(hidden: Tensor, row: HeadRow, base: HeadBase) -> Tensor:
     if row.is_whole:
         return tokens
     masks = [i for i, token in enumerate(row.encoding.input_ids) if token == base.mask_token_id]
-    return tokens[masks]
+    return tokens.index_select(0, indices(masks, tokens.device))
 
 
 def _dense(weights: HeadWeights, x: Tensor) -> Tensor:

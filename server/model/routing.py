@@ -84,6 +84,11 @@ class DeltaGroup:
     samples: tuple[Span, ...]
     weights: dict[int, DeltaWeights]
 
+    @property
+    def only(self) -> DeltaWeights | None:
+        """The weights where there is one adapter and no composition."""
+        return self.weights[_slot(self.node)] if isinstance(self.node, Leaf) else None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefixGroup:
@@ -97,7 +102,7 @@ SitePlan = Sequence[Run | Tree]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Group:
+class Group:
     """Neighbouring rows of one route; `only` is the adapter of routes that are nothing but one."""
 
     route: Route
@@ -112,49 +117,42 @@ class RoutingPlan:
 
     routes   N routes, equal ones next to each other
     spans    N pairs: first and past-the-end token of each row
+    groups   those rows that have adapters, by rising position
     """
 
     def __init__(self, slots: Slots, routes: Sequence[Route], spans: Sequence[Span]) -> None:
         self._slots = slots
         pairs = zip(routes, spans, strict=True)
-        self._groups = [
+        self.groups = [
             self._group(route, tuple(span for _, span in group))
             for route, group in groupby(pairs, key=lambda pair: pair[0])
             if route.node is not None
         ]
-        used = {leaf.adapter: slots[_slot(leaf)] for g in self._groups for leaf in leaves(_node(g))}
+        used = {leaf.adapter: slots[_slot(leaf)] for g in self.groups for leaf in leaves(_node(g))}
         self._has_projections = {at for weights in used.values() for at in weights.projections}
         self._has_prefixes = {layer for weights in used.values() for layer in weights.prefixes}
         self._has_edits = {layer for weights in used.values() for layer in weights.edits}
 
-    def _group(self, route: Route, samples: tuple[Span, ...]) -> _Group:
+    def _group(self, route: Route, samples: tuple[Span, ...]) -> Group:
         only = self._slots[_slot(route.node)] if isinstance(route.node, Leaf) else None
-        return _Group(route, samples, samples[0][0], samples[-1][1], only)
+        return Group(route, samples, samples[0][0], samples[-1][1], only)
 
     def site(self, layer: int, kind: SiteKind) -> SitePlan:
         """What happens at one site, by rising position; rows without a module there appear in nothing."""
-        at = (layer, kind)
         blocks: list[list[Segment] | Tree] = []
-        for group in self._groups:
-            weights = None
-            if group.only is not None:  # the usual case, and it counts: every group at every site of every pass
-                weights = group.only.sites.get(at) if layer not in group.route.skip_layers else None
-                if weights is None:
-                    continue
-            else:
-                node = self._pruned(group, layer, lambda slot: at in slot.sites)
-                if node is None:
-                    continue
-                if not isinstance(node, Leaf):
-                    blocks.append(self._tree(group, node, at))
-                    continue
-                weights = self._slots[_slot(node)].sites[at]
-            segment = Segment(group.start, group.end, weights, group.samples)
+        for group in self.groups:
+            block = self.block(group, layer, kind)
             last = blocks[-1] if blocks else None
-            if isinstance(last, list) and last[-1].end == segment.start and last[-1].weights.style == weights.style:
-                last.append(segment)
+            if isinstance(block, Tree):
+                blocks.append(block)
+            elif block is None:
+                continue
+            elif (
+                isinstance(last, list) and last[-1].end == block.start and last[-1].weights.style == block.weights.style
+            ):
+                last.append(block)
             else:
-                blocks.append([segment])
+                blocks.append([block])
         return [
             block
             if isinstance(block, Tree)
@@ -162,25 +160,42 @@ class RoutingPlan:
             for block in blocks
         ]
 
+    def block(self, group: Group, layer: int, kind: SiteKind) -> Segment | Tree | None:
+        """What happens to one group at one site."""
+        at = (layer, kind)
+        if group.only is not None:  # the usual case, and it counts: every group at every site of every pass
+            weights = group.only.sites.get(at) if layer not in group.route.skip_layers else None
+        else:
+            node = self._pruned(group, layer, lambda slot: at in slot.sites)
+            if node is not None and not isinstance(node, Leaf):
+                return self._tree(group, node, at)
+            weights = None if node is None else self._slots[_slot(node)].sites[at]
+        return None if weights is None else Segment(group.start, group.end, weights, group.samples)
+
     def projection(self, layer: int, projection: Projection) -> Sequence[DeltaGroup]:
         """What happens to the output of one projection."""
+        if (layer, projection) not in self._has_projections:
+            return ()
+        found = (self.delta(group, layer, projection) for group in self.groups)
+        return [group for group in found if group is not None]
+
+    def delta(self, group: Group, layer: int, projection: Projection) -> DeltaGroup | None:
+        """What happens to one group at one projection."""
         at = (layer, projection)
         if at not in self._has_projections:
-            return ()
-        found = []
-        for group in self._groups:
-            node = self._pruned(group, layer, lambda slot: at in slot.projections)
-            if node is not None:
-                weights = {_slot(leaf): self._slots[_slot(leaf)].projections[at] for leaf in leaves(node)}
-                found.append(DeltaGroup(group.start, group.end, node, group.samples, weights))
-        return found
+            return None
+        node = self._pruned(group, layer, lambda slot: at in slot.projections)
+        if node is None:
+            return None
+        weights = {_slot(leaf): self._slots[_slot(leaf)].projections[at] for leaf in leaves(node)}
+        return DeltaGroup(group.start, group.end, node, group.samples, weights)
 
     def prefixes(self, layer: int) -> Sequence[PrefixGroup]:
         """Prefixes in one layer; of a stack, the later child's stand in front."""
         if layer not in self._has_prefixes:
             return ()
         found = []
-        for group in self._groups:
+        for group in self.groups:
             node = self._pruned(group, layer, lambda slot: layer in slot.prefixes)
             if node is not None:
                 order = [self._slots[_slot(leaf)].prefixes[layer] for leaf in leaves(node)]
@@ -207,15 +222,20 @@ class RoutingPlan:
         """Prompts of the first adapters. The rows' spans have room for them already."""
         return [(group.samples, first.prompt) for group, first in self._first_leaves() if first.prompt]
 
+    @property
+    def is_static(self) -> bool:
+        """Whether adapters do nothing but what happens at sites and projections."""
+        return not (self._has_prefixes or self._has_edits or self.couplings or self.prompts)
+
     @cached_property
     def borders(self) -> frozenset[int]:
         """Tokens at which a group begins or ends."""
-        return frozenset(edge for group in self._groups for edge in (group.start, group.end))
+        return frozenset(edge for group in self.groups for edge in (group.start, group.end))
 
-    def _first_leaves(self) -> list[tuple[_Group, SlotWeights]]:
-        return [(group, self._slots[_slot(first_leaf(_node(group)))]) for group in self._groups]
+    def _first_leaves(self) -> list[tuple[Group, SlotWeights]]:
+        return [(group, self._slots[_slot(first_leaf(_node(group)))]) for group in self.groups]
 
-    def _pruned(self, group: _Group, layer: int, has: Callable[[SlotWeights], bool]) -> Node | None:
+    def _pruned(self, group: Group, layer: int, has: Callable[[SlotWeights], bool]) -> Node | None:
         """The group's tree without leaves that have nothing here; a stack of one at the top is that one."""
         if layer in group.route.skip_layers:
             return None
@@ -224,10 +244,14 @@ class RoutingPlan:
             node = node.children[0]
         return node
 
-    def _tree(self, group: _Group, node: Node, at: tuple[int, SiteKind]) -> Tree:
+    def _tree(self, group: Group, node: Node, at: tuple[int, SiteKind]) -> Tree:
         weights = {_slot(leaf): self._slots[_slot(leaf)].sites[at] for leaf in leaves(node) if leaf.adapter}
         fusions = {slot: self._slots[slot].fusions[at] for slot in _fusions(node)}
         return Tree(group.start, group.end, node, group.samples, weights, fusions)
+
+
+def _continues(last: Segment, segment: Segment) -> bool:
+    return last.end == segment.start and last.weights.style == segment.weights.style
 
 
 def pruned(node: Node, keep: Callable[[int], bool]) -> Node | None:
@@ -264,7 +288,7 @@ def _fusions(node: Node) -> list[int]:
     return own + [slot for child in node.children for slot in _fusions(child)]
 
 
-def _node(group: _Group) -> Node:
+def _node(group: Group) -> Node:
     assert group.route.node is not None
     return group.route.node
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from server.composition import first_leaf, leaves
 from server.core import Encoding, Sample
-from server.model.packing import PackedBatch, Packer
+from server.model.packing import Array, Packer, Rows
+from server.model.phases import HostPhase
 from server.model.routing import Route, RoutingPlan, Slots, pruned, with_slots
-from server.model.sites import Phase
 from server.model.weights import CouplingWeights, SlotWeights
 from server.primitives import Prompt
 
@@ -48,17 +47,17 @@ class Pass:
         keys = self._sorted(
             [(i, b) for i, s in enumerate(samples) for b in range(len(s.routes) if not s.parts_at else 1)]
         )
-        packed = packer.pack(
+        packed = packer.rows(
             [samples[i].encoding for i, _ in keys],
             [samples[i].prompts[b] for i, b in keys],
             [samples[i].shifts[b] for i, b in keys],
         )
-        self.phases = [Phase(0, packed, self._plan(keys, packed))]
+        self.phases = [self._phase(0, keys, packed)]
         origin = None
         for layer in borders:
             keys, packed, gather = self._parted(keys, packed, layer)
             origin = gather if origin is None else origin[gather]
-            self.phases.append(Phase(layer, packed, self._plan(keys, packed), gather, origin))
+            self.phases.append(self._phase(layer, keys, packed, gather, origin))
         found = dict(zip(keys, packed.spans, strict=True))
         self.num_tokens = packed.num_tokens
         self.spans = {
@@ -80,10 +79,13 @@ class Pass:
 
         return sorted(keys, key=rank)
 
-    def _plan(self, keys: Sequence[Key], packed: PackedBatch) -> RoutingPlan:
-        return RoutingPlan(self._slots, [self.samples[i].routes[b] for i, b in keys], packed.spans)
+    def _phase(
+        self, layer: int, keys: Sequence[Key], rows: Rows, gather: Array | None = None, origin: Array | None = None
+    ) -> HostPhase:
+        plan = RoutingPlan(self._slots, [self.samples[i].routes[b] for i, b in keys], rows.spans)
+        return HostPhase(layer, rows, plan, self._packer.prepare(plan, rows.num_tokens), gather, origin)
 
-    def _parted(self, keys: Sequence[Key], packed: PackedBatch, layer: int) -> tuple[list[Key], PackedBatch, Tensor]:
+    def _parted(self, keys: Sequence[Key], packed: Rows, layer: int) -> tuple[list[Key], Rows, Array]:
         """The rows from `layer` on, and the token of the rows before that each of their tokens copies."""
         spans = dict(zip(keys, packed.spans, strict=True))
         parted = self._sorted(
@@ -94,7 +96,7 @@ class Pass:
             ]
         )
         sources = [spans.get(key) or spans[key[0], 0] for key in parted]
-        gather = torch.cat([torch.arange(*span) for span in sources]).to(packed.ids.device)
+        gather = np.concatenate([np.arange(*span, dtype=np.int64) for span in sources])
         return parted, packed.taken(sources, gather), gather
 
 

@@ -83,7 +83,8 @@ class Runner:
         samples = [batch.samples[i] for i in live]
         slots = {digest: lease.slot for digest, lease in batch.leases.items()}
         way = plan_pass(samples, slots, self._bank, self._base.info.num_layers, self._base.packer)
-        hidden = self._base.forward(way.phases)
+        self._bank.settle(slots.values())
+        hidden = self._base.run(way.phases)
         results = self._results(samples, slots, hidden, way)
         used = {part.digest for sample in samples for part in sample.target.parts}
         info = BatchInfo(batch.id, len(samples), way.num_tokens, len(used))

@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from server.model.dense import product
+from server.model.dense import Product, product
 from server.model.disentangled import stitch_disentangled
 from server.model.families import Around, Behind, Ending, Family
+from server.model.joined import Joined, join
 from server.model.kernels import Kernels
+from server.model.launches import LaunchedDeltas, Launches
 from server.model.packing import PackedBatch
 from server.model.routing import DeltaGroup, RoutingPlan, SitePlan
+from server.model.upload import indices
 from server.primitives import Projection, SiteKind
 
 Forward = Callable[..., Any]
+JOINED = (Projection.QUERY, Projection.KEY, Projection.VALUE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +35,7 @@ class Phase:
     layer    the first layer that these rows go through; 0 for those that the embeddings give
     gather   [T] token of the phase before that each token is a copy of; None in the first phase
     origin   [T] the same, of the first phase
+    launches the backend's own, prepared for the whole phase; None where it makes them place by place
     """
 
     layer: int
@@ -38,6 +43,7 @@ class Phase:
     plan: RoutingPlan
     gather: Tensor | None = None
     origin: Tensor | None = None
+    launches: Launches | None = None
 
 
 class Stitching:
@@ -54,6 +60,7 @@ class Stitching:
         self.packed: PackedBatch | None = None
         self.plan: RoutingPlan | None = None
         self.layer_input: Tensor | None = None  # of the layer under way, [T, H]
+        self._launches: Launches | None = None
         self._waiting: list[Phase] = []
         self._origin: Tensor | None = None
         self._probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None = None
@@ -63,11 +70,13 @@ class Stitching:
     def begin(self, phases: Sequence[Phase]) -> None:
         """Start a pass over packed rows."""
         first, *self._waiting = phases
-        self.packed, self.plan, self._origin = first.packed, first.plan, None
+        self.packed, self.plan, self._launches, self._origin = first.packed, first.plan, first.launches, None
 
     def deltas(self, layer: int, projection: Projection) -> Sequence[DeltaGroup]:
         if self._probe is not None:
             return self._probe(layer, projection)
+        if self._launches is not None:
+            return self._launches.deltas(layer, projection)
         return self.plan.projection(layer, projection) if self.plan else ()
 
     def probing(self, probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None) -> None:
@@ -85,8 +94,13 @@ class Stitching:
             # Not submodules, so that neither state_dict nor .to() sees them.
             object.__setattr__(attention, "adapterd_stitching", self)
             object.__setattr__(attention, "adapterd_layer", index)
+            joined = self._join(layer, family)
             for projection, path in family.projections.items():
-                _wrap(layer.get_submodule(path), self._projection(layer.get_submodule(path), index, projection))
+                is_spare = joined is not None and projection in JOINED
+                module = layer.get_submodule(path)
+                _wrap(module, self._projection(module, index, projection, is_spare))
+            if joined is not None:
+                self._together(joined, [layer.get_submodule(family.projections[p]) for p in JOINED], index)
             for kind, site in family.sites.items():
                 if isinstance(site, Ending):
                     self._end(layer.get_submodule(site.module), index, kind)
@@ -102,6 +116,8 @@ class Stitching:
             _leave_masks_alone(model)
 
     def _site(self, layer: int, kind: SiteKind) -> SitePlan:
+        if self._launches is not None:
+            return self._launches.site(layer, kind)
         return self.plan.site(layer, kind) if self.plan else ()
 
     def _run_site(
@@ -163,8 +179,13 @@ class Stitching:
 
         _wrap(module, before if key[2] == "in" else around)
 
-    def _projection(self, module: Any, layer: int, projection: Projection) -> Forward:
-        multiply = product(module.weight, module.bias, self._quantization)
+    def _projection(self, module: Any, layer: int, projection: Projection, is_spare: bool) -> Forward:
+        """is_spare: the module is rarely called for itself, and its product is made when it is"""
+
+        def made() -> Product:
+            return product(module.weight, module.bias, self._quantization)
+
+        multiply = _on_first_use(made) if is_spare else made()
 
         def around(forward: Forward, x: Tensor) -> Tensor:
             groups = self.deltas(layer, projection)
@@ -178,6 +199,43 @@ class Stitching:
 
         return around
 
+    def _join(self, layer_module: nn.Module, family: Family) -> Joined | None:
+        """Query, key and value of a layer in one product, None where they are no Linears of one shape."""
+        return join(
+            [layer_module.get_submodule(family.projections[p]) for p in JOINED if p in family.projections],
+            self._quantization,
+        )
+
+    def _together(self, joined: Joined, modules: Sequence[nn.Module], layer: int) -> None:
+        """Have the query's call compute key and value too, with all deltas, wherever nothing speaks against it."""
+
+        def first(alone: Forward, x: Tensor) -> Tensor:
+            y = self._joined(joined, layer, x)
+            return alone(x) if y is None else joined.keep(x, y)
+
+        def other(number: int) -> Forward:
+            def around(alone: Forward, x: Tensor) -> Tensor:
+                kept = joined.take(number, x)
+                return alone(x) if kept is None else kept
+
+            return around
+
+        for number, module in enumerate(modules):
+            _wrap(module, other(number) if number else first)
+
+    def _joined(self, joined: Joined, layer: int, x: Tensor) -> Tensor | None:
+        """[..., 3 * out] of one input; None where each has to go its own way."""
+        if self._probe is not None or not joined.is_intact:
+            return None
+        parts = [self.deltas(layer, projection) for projection in JOINED]
+        if any(_has_input_scales(groups) for groups in parts):
+            return None
+        y = joined.product(x)
+        if not any(parts):
+            return y
+        size = y.shape
+        return self.kernels.projections(y.view(-1, size[-1]), x.reshape(-1, x.shape[-1]), parts).view(size)
+
     def _attention(self, forward: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.layer_input = hidden_states.reshape(-1, hidden_states.shape[-1])
         return forward(hidden_states, *args, **kwargs)
@@ -189,7 +247,9 @@ class Stitching:
             if self._waiting and self._waiting[0].layer == layer:
                 hidden_states = self._advance(hidden_states)
             if self._origin is not None and "position_embeddings" in kwargs:  # made once for all layers
-                kwargs["position_embeddings"] = tuple(x[:, self._origin] for x in kwargs["position_embeddings"])
+                kwargs["position_embeddings"] = tuple(
+                    x.index_select(1, self._origin) for x in kwargs["position_embeddings"]
+                )
             out = forward(hidden_states, *args, **kwargs)
             self._seen.clear()
             edits = self.plan.edits(layer) if self.plan else ()
@@ -205,9 +265,9 @@ class Stitching:
 
     def _advance(self, hidden: Tensor) -> Tensor:
         phase = self._waiting.pop(0)
-        self.packed, self.plan, self._origin = phase.packed, phase.plan, phase.origin
+        self.packed, self.plan, self._launches, self._origin = phase.packed, phase.plan, phase.launches, phase.origin
         assert phase.gather is not None
-        return hidden[:, phase.gather]
+        return hidden.index_select(1, phase.gather)
 
     def _words(self, forward: Forward, ids: Tensor) -> Tensor:
         return self._with_prompts(forward(ids), is_before=True)
@@ -231,21 +291,38 @@ class Stitching:
         rows = embedded.reshape(-1, embedded.shape[-1])
         for samples, weights in prompts:
             length, skip = len(weights.embeddings), int(weights.prompt.is_after_first)
-            places = torch.tensor([a + skip + i for a, _ in samples for i in range(length)], device=rows.device)
+            places = indices([a + skip + i for a, _ in samples for i in range(length)], rows.device)
             rows = rows.index_copy(0, places, weights.embeddings.repeat(len(samples), 1))
         return rows.view_as(embedded)
 
 
+def _has_input_scales(groups: Sequence[DeltaGroup]) -> bool:
+    if isinstance(groups, LaunchedDeltas):
+        return False
+    return any(weights.input_scale is not None for group in groups for weights in group.weights.values())
+
+
 def _with_input_scales(x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
     """What a projection reads where adapters scale its input; theirs are never composed with others."""
-    scaled = [(g, w.input_scale) for g in groups for w in g.weights.values() if w.input_scale is not None]
-    if not scaled:
+    if not _has_input_scales(groups):
         return x
+    scaled = [(g, w.input_scale) for g in groups for w in g.weights.values() if w.input_scale is not None]
     rows, parts, position = x.reshape(-1, x.shape[-1]), [], 0
     for group, scale in scaled:
         parts += [rows[position : group.start], rows[group.start : group.end] * scale]
         position = group.end
     return torch.cat([*parts, rows[position:]]).view(x.shape)
+
+
+def _on_first_use(make: Callable[[], Product]) -> Product:
+    made: list[Product] = []
+
+    def call(x: Tensor) -> Tensor:
+        if not made:
+            made.append(make())
+        return made[0](x)
+
+    return call
 
 
 def _wrap(module: nn.Module, around: Callable[..., Any]) -> None:

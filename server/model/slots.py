@@ -1,14 +1,19 @@
 """The device tensors behind slots. Slot 0 means "no adapter".
 
 A slot is one flat buffer that holds all of an adapter's tensors, laid out as in host memory: placing an adapter is one
-copy, and every width, layer set and method fits without padding.
+copy, and every width, layer set and method fits without padding. On a GPU the copy runs beside compute, and only
+batches that use the slot wait for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 
 from server.core import Adapter
+from server.model.streams import Mark, Streams, streams
 from server.model.weights import SlotWeights, view
 from server.primitives import AdapterSpec
 
@@ -16,12 +21,14 @@ ALIGNMENT_BYTES = 512  # what device allocators round to; counted, so that the b
 
 
 class SlotBank:
-    """Slots by index. `write` on the runner thread; `free` anywhere, once no lease needs the slot."""
+    """Slots by index. `write` and `settle` on the runner thread; `free` anywhere, once no lease needs the slot."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, order: Streams | None = None) -> None:
         self._device = device
         self._dtype = dtype
+        self._streams = order or streams(device)
         self._slots: dict[int, SlotWeights] = {}
+        self._writes: dict[int, Mark] = {}  # copies that no batch has waited for yet
         self._orders: dict[object, int] = {}
 
     def __getitem__(self, slot: int) -> SlotWeights:
@@ -36,14 +43,33 @@ class SlotBank:
         return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
     def write(self, slot: int, adapter: Adapter) -> None:
-        """Copy an adapter's weights into `slot`."""
+        """Copy an adapter's weights into `slot`; who reads it calls `settle` first."""
         assert slot, "slot 0 means no adapter"
-        flat = adapter.weights.to(device=self._device, dtype=self._dtype, non_blocking=True, copy=True)
+        with self._streams.copying():
+            flat = self._copied(adapter.weights)
+            written = self._streams.mark()
+        self._streams.lend(flat)
         self._slots[slot] = view(adapter.spec, flat, self._order(adapter.spec))
+        if written is not None:
+            self._writes[slot] = written
+
+    def settle(self, slots: Iterable[int]) -> None:
+        """Compute issued from now on finds these slots written."""
+        for slot in slots:
+            if (written := self._writes.pop(slot, None)) is not None:
+                self._streams.wait(written)
 
     def free(self, slot: int) -> None:
         """Give the slot's memory back. A slot that was never written is fine."""
         self._slots.pop(slot, None)
+        self._writes.pop(slot, None)
+
+    def _copied(self, weights: Tensor) -> Tensor:
+        """The weights on the device. Through pinned memory on their way to a GPU: the host waits for any other copy."""
+        if self._device.type == "cuda":
+            staged = torch.empty(weights.shape, dtype=self._dtype, pin_memory=True)
+            weights = staged.copy_(weights)
+        return weights.to(device=self._device, dtype=self._dtype, non_blocking=True, copy=True)
 
     def _order(self, spec: AdapterSpec) -> int:
         """Adapters of one style everywhere share elementwise steps, so batches keep them together."""

@@ -132,7 +132,7 @@ class HeadWeights:
     relations: Tensor | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class SlotWeights:
     """Everything a slot holds. Slots of equal `order` lie next to each other in a batch."""
 

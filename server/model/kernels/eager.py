@@ -16,11 +16,11 @@ from torch.nn.functional import linear
 
 from server.composition import Leaf
 from server.model.kernels import reference
-from server.model.kernels.reference import couple, edit, uncouple
+from server.model.kernels.reference import couple, edit, prepare, uncouple
 from server.model.routing import DeltaGroup, Run, Segment, SitePlan, Tree
 from server.primitives import BottleneckStyle, Residual
 
-__all__ = ["couple", "edit", "projection", "site", "uncouple"]
+__all__ = ["couple", "edit", "prepare", "projection", "projections", "site", "uncouple"]
 
 
 def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True) -> Tensor:
@@ -106,4 +106,13 @@ def projection(y: Tensor, x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
             rows.addmm_(linear(own, weights.down), weights.up.t())
             if weights.bias is not None:
                 rows.add_(weights.bias)
+    return y
+
+
+def projections(y: Tensor, x: Tensor, parts: Sequence[Sequence[DeltaGroup]]) -> Tensor:
+    """See `reference.projections`; the same result up to rounding, in place."""
+    if torch.is_grad_enabled():
+        return reference.projections(y, x, parts)
+    for part, groups in zip(y.chunk(len(parts), dim=-1), parts, strict=True):
+        projection(part, x, groups)
     return y

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
 from server.composition import Average, Fuse, Leaf, Node, Split, Stack, first_leaf, last_leaf
-from server.model.routing import DeltaGroup, Run, SitePlan, Span, Tree
+from server.model.routing import DeltaGroup, RoutingPlan, Run, SitePlan, Span, Tree
+from server.model.upload import indices
 from server.model.weights import (
     AffineWeights,
     BottleneckWeights,
@@ -28,6 +30,10 @@ from server.model.weights import (
 from server.primitives import Residual
 
 ADAPTER_NORM_EPS = 1e-5  # of the adapter's own LayerNorms, whatever the base uses
+
+
+def prepare(plan: RoutingPlan, num_rows: int, num_layers: int, dtype: torch.dtype) -> None:
+    """What a backend makes once per pass; nothing here."""
 
 
 def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True) -> Tensor:
@@ -117,10 +123,15 @@ def _after(weights: BottleneckWeights, out: Tensor, h: Tensor, t: Tensor, norm: 
 
 
 def gate(x: Tensor, weights: AffineWeights, lengths: Sequence[int]) -> Tensor:
-    """[rows, G]: each sample's own gates, the means of sigmoid(gate x) over its tokens."""
+    """[rows, G]: each sample's own gates at all of its tokens."""
+    own = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    return gates(x, weights, lengths).index_select(0, indices(own, x.device))
+
+
+def gates(x: Tensor, weights: AffineWeights, lengths: Sequence[int]) -> Tensor:
+    """[N, G]: each sample's gates, the means of sigmoid(gate x) over its tokens; x [rows, H]."""
     opened = torch.sigmoid(linear(x, weights.weight, weights.bias))
-    means = torch.stack([part.mean(dim=0) for part in torch.split(opened, list(lengths))])
-    return means.repeat_interleave(torch.tensor(lengths, device=x.device), dim=0, output_size=len(x))
+    return torch.stack([part.mean(dim=0) for part in torch.split(opened, list(lengths))])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -266,6 +277,17 @@ def projection(y: Tensor, x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
     return torch.cat([*parts, y[position:]])
 
 
+def projections(y: Tensor, x: Tensor, parts: Sequence[Sequence[DeltaGroup]]) -> Tensor:
+    """Several projections of one input, equally wide and side by side, each with its own deltas and scales.
+
+    y         [T, parts * out]; a backend may overwrite it
+    x         [T, in]
+    returns   [T, parts * out]
+    """
+    own = y.chunk(len(parts), dim=-1)
+    return torch.cat([projection(part, x, groups) for part, groups in zip(own, parts, strict=True)], dim=-1)
+
+
 def apply_delta(y: Tensor, x: Tensor, group: DeltaGroup) -> Tensor:
     """The rows of one group; `y` and `x` hold just these rows."""
     value = _delta(group.node, x, None, _lengths(group.samples), group)
@@ -310,7 +332,7 @@ def _low_rank(weights: DeltaWeights, x: Tensor, value: Tensor | None, lengths: S
 
 def _blocks(opened: Tensor, width: int) -> Tensor:
     """Each gate for its block of `width` columns: [rows, width]."""
-    return opened.repeat_interleave(width // opened.shape[-1], dim=-1)
+    return opened.unsqueeze(-1).expand(*opened.shape, width // opened.shape[-1]).flatten(-2)
 
 
 def couple(x: Tensor, weights: CouplingWeights) -> Tensor:
@@ -339,8 +361,8 @@ def edit(hidden: Tensor, samples: Sequence[Span], weights: EditsWeights) -> Tens
     edited = hidden
     for unit, places in ((weights.first, first), (weights.last, last)):
         if unit is not None and places:
-            index = torch.tensor(places, device=hidden.device)
-            edited = edited.index_copy(0, index, _edit(hidden[index], unit, weights))
+            index = indices(places, hidden.device)
+            edited = edited.index_copy(0, index, _edit(hidden.index_select(0, index), unit, weights))
     return edited
 
 

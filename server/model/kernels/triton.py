@@ -1,6 +1,6 @@
 """Adapters as Triton kernels: the backend for GPUs.
 
-Every site is one launch and every projection with simple deltas is one, whatever the mix of adapters and widths:
+Every site is one launch and every group of projections of one input is one, whatever the mix of adapters and widths:
 weights are read in place from the adapters' own buffers, through tables of addresses. What has no such form goes to
 `reference`, as does everything that needs gradients.
 """
@@ -14,46 +14,26 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from server.composition import Leaf
 from server.errors import InvalidInput
-from server.model.kernels import reference, triton_bottleneck, triton_delta, triton_math
-from server.model.kernels.eager import is_term
+from server.model.kernels import reference, triton_bottleneck, triton_delta
 from server.model.kernels.reference import couple, edit, uncouple
-from server.model.kernels.triton_tiles import (
-    BLOCK_M,
-    MAX_BLOCK_N,
-    Table,
-    address,
-    alignment,
+from server.model.kernels.triton_plans import TritonPrepared, delta_launch, site_launch
+from server.model.kernels.triton_tiles import BLOCK_M, MAX_BLOCK_N, TILE_WORDS, Table
+from server.model.kernels.triton_words import (
+    BLOCK_K,
+    NO_BOTTLENECK,
+    NO_DELTA,
+    Words,
     block_of,
+    bottleneck_words,
+    delta_words,
     num_warps,
     table,
 )
-from server.model.routing import DeltaGroup, Run, SitePlan, Tree
-from server.model.weights import BottleneckWeights, DeltaWeights
-from server.primitives import BottleneckStyle
+from server.model.launches import LaunchedDeltas, LaunchedSite
+from server.model.routing import DeltaGroup, RoutingPlan, Run, SitePlan, Span, Tree
 
-__all__ = ["couple", "edit", "projection", "require", "site", "uncouple"]
-
-ACTIVATIONS = {
-    "linear": 0,
-    "relu": triton_math.RELU.value,
-    "gelu": triton_math.GELU.value,
-    "gelu_python": triton_math.GELU.value,
-    "gelu_new": triton_math.GELU_TANH.value,
-    "gelu_fast": triton_math.GELU_TANH.value,
-    "gelu_accurate": triton_math.GELU_TANH.value,
-    "gelu_pytorch_tanh": triton_math.GELU_TANH.value,
-    "gelu_python_tanh": triton_math.GELU_TANH.value,
-    "silu": triton_math.SILU.value,
-    "swish": triton_math.SILU.value,
-    "tanh": triton_math.TANH.value,
-    "sigmoid": triton_math.SIGMOID.value,
-    "leaky_relu": triton_math.LEAKY_RELU.value,
-    "leakyrelu": triton_math.LEAKY_RELU.value,
-}
-BLOCK_K = {2: 64, 4: 32}  # by bytes of an element: float32 products without tensor cores unroll over it
-MAX_BLOCK_R = {2: 32, 4: 16}
+__all__ = ["couple", "edit", "prepare", "projection", "projections", "require", "site", "uncouple"]
 
 
 def require(device: torch.device | None = None) -> None:
@@ -67,6 +47,11 @@ def require(device: torch.device | None = None) -> None:
         )
 
 
+def prepare(plan: RoutingPlan, num_rows: int, num_layers: int, dtype: torch.dtype) -> TritonPrepared:
+    """The launches of a pass over `num_rows` rows of `dtype`."""
+    return TritonPrepared(plan, num_rows, num_layers, dtype)
+
+
 def site(hidden: Tensor, residual: Tensor, norm: Any, plan: SitePlan, closes: bool = True) -> Tensor:
     """See `reference.site`; the same result up to rounding. Neither argument is changed."""
     module = getattr(norm, "__self__", norm)  # a stitched LayerNorm comes as its own forward
@@ -76,9 +61,9 @@ def site(hidden: Tensor, residual: Tensor, norm: Any, plan: SitePlan, closes: bo
         return hidden
     hidden, residual = hidden.contiguous(), residual.contiguous()
     out = torch.empty_like(hidden)
-    fused = [block for block in plan if _is_summed(block, hidden)]
-    others = [block for block in plan if not _is_summed(block, hidden)]
-    _launch_bottleneck(out, hidden, residual, module, _Site(fused, others, len(hidden)), closes)
+    at, others = _site_table(plan, hidden)
+    if at is not None:
+        launch_site(out, hidden, residual, module, at, closes)
     for block in others:
         rows = slice(block.start, block.end)
         out[rows] = reference.apply_block(hidden[rows], residual[rows], norm, block)
@@ -94,154 +79,148 @@ def _is_fusable(hidden: Tensor, norm: nn.Module) -> bool:
     return type(norm) is nn.LayerNorm and len(norm.normalized_shape) == 1 and norm.weight is not None
 
 
-def _is_summed(block: Run | Tree, hidden: Tensor) -> bool:
-    return (
-        isinstance(block, Run)
-        and is_term(block.style)
-        and block.style.activation in ACTIVATIONS
-        and all(segment.weights.down.weight.dtype is hidden.dtype for segment in block.segments)
-    )
+def _site_table(plan: SitePlan, hidden: Tensor) -> tuple[Table | None, SitePlan]:
+    """The table of the fused launch, and the blocks that it leaves out."""
+    prepared = site_launch(plan, len(hidden), hidden.dtype) if isinstance(plan, LaunchedSite) else None
+    if prepared is not None and isinstance(plan, LaunchedSite):
+        return prepared, plan.others
+    spans, segments, others = _site_segments(plan, len(hidden), hidden.dtype)
+    return table(spans, [segments], hidden.dtype, hidden.device) if segments else None, others
 
 
-class _Site:
-    """Segments of the fused launch: those of the runs, and the base alone between all blocks.
+def _site_segments(
+    plan: SitePlan, num_rows: int, dtype: torch.dtype
+) -> tuple[list[Span], list[Words], list[Run | Tree]]:
+    """Rows and words of the fused launch, and the blocks that it leaves out; rows in neither are the base alone."""
+    spans: list[Span] = []
+    segments: list[Words] = []
+    others: list[Run | Tree] = []
+    position = 0
 
-    spans      first and past-the-end row of each
-    words      of each, as `triton_bottleneck` wants them
-    weights    the matrices of all of them
-    """
-
-    def __init__(self, runs: Sequence[Run | Tree], others: Sequence[Run | Tree], num_rows: int) -> None:
-        self.spans: list[tuple[int, int]] = []
-        self.words: list[list[int]] = []
-        self.weights: list[Tensor] = []
-        position = 0
-        for block in sorted([*runs, *others], key=lambda block: block.start):
-            self._add_base(position, block.start)
-            position = block.end
-            if block in runs and isinstance(block, Run):
-                for segment in block.segments:
-                    self._add(segment.start, segment.end, segment.weights)
-        self._add_base(position, num_rows)
-
-    def _add_base(self, start: int, end: int) -> None:
+    def add(start: int, end: int, words: Words) -> None:
         if start < end:
-            self.spans.append((start, end))
-            self.words.append([end, triton_bottleneck.BASE.value, 0, 0, 0, 0, 0, 0])
+            spans.append((start, end))
+            segments.append(words)
 
-    def _add(self, start: int, end: int, weights: BottleneckWeights) -> None:
-        down, up = weights.down, weights.up
-        self.spans.append((start, end))
-        self.words.append(
-            [
-                end,
-                _reads(weights.style),
-                ACTIVATIONS[weights.style.activation],
-                len(down.weight),
-                address(down.weight),
-                address(down.bias),
-                address(up.weight),
-                address(up.bias),
-            ]
+    for block in plan:
+        add(position, block.start, NO_BOTTLENECK)
+        position = block.end
+        own = (
+            [bottleneck_words(segment.weights, dtype) for segment in block.segments]
+            if isinstance(block, Run)
+            else [None]
         )
-        self.weights += (down.weight, up.weight)
+        if isinstance(block, Tree) or None in own:
+            others.append(block)
+            continue
+        for segment, words in zip(block.segments, own, strict=True):
+            assert words is not None
+            add(segment.start, segment.end, words)
+    add(position, num_rows, NO_BOTTLENECK)
+    return spans, segments, others
 
 
-def _reads(style: BottleneckStyle) -> int:
-    if style.is_parallel:
-        return int(triton_bottleneck.RESIDUAL.value)
-    if style.original_ln_before:
-        return int(triton_bottleneck.NORMED.value)
-    return int(triton_bottleneck.HIDDEN.value)
+def _run_words(run: Run, dtype: torch.dtype) -> list[tuple[int, int, Words]]:
+    """Rows and words of a run's segments, none where the kernel cannot compute all of them."""
+    own = [(s.start, s.end, words) for s in run.segments if (words := bottleneck_words(s.weights, dtype)) is not None]
+    return own if len(own) == len(run.segments) else []
 
 
-def _launch_bottleneck(
-    out: Tensor, hidden: Tensor, residual: Tensor, norm: nn.Module, work: _Site, closes: bool
-) -> None:
-    if not work.spans:
-        return
+def launch_site(out: Tensor, hidden: Tensor, residual: Tensor, norm: nn.Module, at: Table, closes: bool) -> None:
+    """One launch of `triton_bottleneck`."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    at = table(work.spans, work.words, hidden.device)
     block_h = block_of(hidden.shape[-1])
     with torch.cuda.device_of(hidden):  # type: ignore[no-untyped-call]
-        triton_bottleneck.bottleneck[(at.num_tiles,)](
+        triton_bottleneck.bottleneck[(len(at.tiles),)](
             out,
             hidden,
             residual,
             hidden if weight is None else weight,
             hidden if bias is None else bias,
             getattr(norm, "eps", 0.0),
-            at.words,
-            at.num_tiles,
+            at.tiles,
+            at.segments,
             H=hidden.shape[-1],
             HAS_NORM=weight is not None,
             HAS_NORM_BIAS=bias is not None,
             CLOSES=closes,
-            ALIGNMENT=alignment(work.weights),
+            ALIGNMENT=at.alignment,
+            TILE=TILE_WORDS,
             SEGMENT=triton_bottleneck.SEGMENT_WORDS,
             BLOCK_M=BLOCK_M,
             BLOCK_H=block_h,
             BLOCK_K=min(block_h, BLOCK_K[hidden.element_size()]),
-            BLOCK_R=_block_r(work.weights[::2], hidden),
+            BLOCK_R=at.block_r,
             num_warps=num_warps(block_h, hidden.element_size()),
             enable_fp_fusion=True,
         )
 
 
-def _block_r(downs: Sequence[Tensor], like: Tensor) -> int:
-    """Units worked on at once: covers the widest of `downs` [R, _] up to a limit, beyond which kernels loop."""
-    return min(MAX_BLOCK_R[like.element_size()], block_of(max((len(down) for down in downs), default=1)))
-
-
 def projection(y: Tensor, x: Tensor, groups: Sequence[DeltaGroup]) -> Tensor:
     """See `reference.projection`; the same result up to rounding, written into y where y is contiguous."""
+    return projections(y, x, [groups])
+
+
+def projections(y: Tensor, x: Tensor, parts: Sequence[Sequence[DeltaGroup]]) -> Tensor:
+    """See `reference.projections`; the same result up to rounding, written into y where y is contiguous."""
     if torch.is_grad_enabled():
-        return reference.projection(y, x, groups)
+        return reference.projections(y, x, parts)
     y, x = y.contiguous(), x.contiguous()
-    simple = [(group, weights) for group in groups if (weights := _simple(group, y)) is not None]
-    _launch_delta(y, x, simple)
-    for group in groups:
-        if _simple(group, y) is None:
-            rows = slice(group.start, group.end)
-            y[rows] = reference.apply_delta(y[rows], x[rows], group)
+    at = delta_launch(parts, len(y), y.dtype)
+    if at is not None:
+        others = [part.others if isinstance(part, LaunchedDeltas) else () for part in parts]
+    else:
+        spans, segments = _delta_segments(parts, y.dtype)
+        at = table(spans, segments, y.dtype, y.device) if spans else None
+        others = [[group for group in groups if _simple(group, y.dtype) is None] for groups in parts]
+    if at is not None:
+        launch_delta(y, x, at)
+    for part, groups in zip(y.chunk(len(parts), dim=-1), others, strict=True):
+        apply_deltas(part, x, groups)
     return y
 
 
-def _simple(group: DeltaGroup, y: Tensor) -> DeltaWeights | None:
-    """The weights of a group of one adapter without gate."""
-    if not isinstance(group.node, Leaf):
-        return None
-    weights = group.weights[int(group.node.adapter)]
-    own = weights.channel if weights.down is None else weights.down
-    assert own is not None
-    return weights if weights.gate is None and own.dtype is y.dtype else None
+def _simple(group: DeltaGroup, dtype: torch.dtype) -> Words | None:
+    """The words of a group of one adapter that the kernel can compute."""
+    return None if group.only is None else delta_words(group.only, dtype)
 
 
-def _launch_delta(y: Tensor, x: Tensor, groups: Sequence[tuple[DeltaGroup, DeltaWeights]]) -> None:
-    if not groups:
-        return
-    words, matrices = [], []
-    for group, weights in groups:
-        down, up = (None, None) if weights.is_scale else (weights.down, weights.up)
-        rank = 0 if down is None else len(down)
-        words.append([group.end, rank, address(down), address(up), address(weights.channel)])
-        matrices += [matrix for matrix in (down, up) if matrix is not None]
-    at: Table = table([(group.start, group.end) for group, _ in groups], words, y.device)
-    block_n = min(1024, block_of(y.shape[-1]))
+def _delta_segments(parts: Sequence[Sequence[DeltaGroup]], dtype: torch.dtype) -> tuple[list[Span], list[list[Words]]]:
+    """Rows of the segments, and their words in each part. Rows of one group are the same in all parts that have it."""
+    own = [{(g.start, g.end): words for g in groups if (words := _simple(g, dtype)) is not None} for groups in parts]
+    spans = sorted({span for part in own for span in part})
+    return spans, [[part.get(span, NO_DELTA) for span in spans] for part in own]
+
+
+def apply_deltas(y: Tensor, x: Tensor, groups: Sequence[DeltaGroup]) -> None:
+    """Deltas that no kernel computes, in place; y [T, out] may be columns of something wider."""
+    for group in groups:
+        rows = slice(group.start, group.end)
+        y[rows] = reference.apply_delta(y[rows], x[rows], group)
+
+
+def launch_delta(y: Tensor, x: Tensor, at: Table) -> None:
+    """One launch of `triton_delta`."""
+    num_parts, num_segments, _ = at.segments.shape
+    size = y.shape[-1] // num_parts
+    block_n = min(1024, block_of(size))
     with torch.cuda.device_of(y):  # type: ignore[no-untyped-call]
-        triton_delta.delta[(at.num_tiles, triton.cdiv(y.shape[-1], block_n))](
+        triton_delta.delta[(len(at.tiles), triton.cdiv(size, block_n), num_parts)](
             y,
             x,
-            at.words,
-            at.num_tiles,
+            at.tiles,
+            at.segments,
+            num_segments,
             IN=x.shape[-1],
-            OUT=y.shape[-1],
-            ALIGNMENT=alignment(matrices),
+            OUT=size,
+            PARTS=num_parts,
+            ALIGNMENT=at.alignment,
+            TILE=TILE_WORDS,
             SEGMENT=triton_delta.SEGMENT_WORDS,
             BLOCK_M=BLOCK_M,
             BLOCK_N=block_n,
             BLOCK_K=min(block_of(x.shape[-1]), BLOCK_K[y.element_size()]),
-            BLOCK_R=_block_r(matrices[::2], y),
+            BLOCK_R=at.block_r,
             num_warps=num_warps(block_n, y.element_size()),
             enable_fp_fusion=True,
         )

@@ -18,7 +18,7 @@ import triton.language as tl
 from server.model.kernels.triton_math import activated, dot
 
 # Words of a segment in the table.
-SEGMENT_WORDS = 8  # end, reads, activation, width, down, down bias, up, up bias
+SEGMENT_WORDS = 7  # reads, activation, width, down, down bias, up, up bias
 
 # What a segment reads.
 BASE = tl.constexpr(0)  # nothing: there is no adapter
@@ -27,7 +27,7 @@ HIDDEN = tl.constexpr(2)
 RESIDUAL = tl.constexpr(3)
 
 
-@triton.jit(do_not_specialize=["num_tiles"])
+@triton.jit(do_not_specialize_on_alignment=["tiles", "segments"])
 def bottleneck(
     out,
     hidden,
@@ -35,13 +35,14 @@ def bottleneck(
     norm_weight,
     norm_bias,
     eps,
-    words,
-    num_tiles,
+    tiles,
+    segments,
     H: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_NORM_BIAS: tl.constexpr,
     CLOSES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
+    TILE: tl.constexpr,
     SEGMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -52,25 +53,26 @@ def bottleneck(
 
     out, hidden, residual    [T, H] contiguous, of one dtype; out is another tensor than the others
     norm_weight, norm_bias   [H]; not read where HAS_NORM or HAS_NORM_BIAS says there is none: then norm is the identity
-    words                    tiles, then segments; see `triton_tiles`. down [width, H], up [H, width], biases [width]
-                             and [H] or address 0
+    tiles, segments          see `triton_tiles`. down [width, H], up [H, width], biases [width] and [H] or address 0
     ALIGNMENT                elements of which the addresses and rows of all matrices are multiples
     CLOSES                   otherwise a row without adapter stays hidden[i]
     BLOCK_H                  covers H; BLOCK_K and BLOCK_R are the steps over x and over the width
     """
     dtype = hidden.dtype.element_ty
-    tile = words + 2 * tl.program_id(0)
-    segment = words + 2 * num_tiles + tl.load(tile) * SEGMENT
-    first, end = tl.load(tile + 1), tl.load(segment)
-    reads, activation, width = tl.load(segment + 1), tl.load(segment + 2), tl.load(segment + 3).to(tl.int32)
+    tile = tiles + tl.program_id(0) * TILE
+    segment = segments + tl.load(tile) * SEGMENT
+    first, end = tl.load(tile + 1), tl.load(tile + 2)
+    if first >= end:
+        return
+    reads, activation, width = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2).to(tl.int32)
     # A bound of 0 is a mask that lets nothing through.
     hidden_end, residual_end = tl.where(reads == RESIDUAL, 0, end), tl.where(reads == HIDDEN, 0, end)
-    down_bias_end = tl.where(tl.load(segment + 5) == 0, 0, width)
-    up_bias_end = tl.where(tl.load(segment + 7) == 0, 0, H)
-    down = tl.load(segment + 4).to(tl.pointer_type(dtype))
-    down_bias = tl.load(segment + 5).to(tl.pointer_type(dtype))
-    up = tl.load(segment + 6).to(tl.pointer_type(dtype))
-    up_bias = tl.load(segment + 7).to(tl.pointer_type(dtype))
+    down_bias_end = tl.where(tl.load(segment + 4) == 0, 0, width)
+    up_bias_end = tl.where(tl.load(segment + 6) == 0, 0, H)
+    down = tl.load(segment + 3).to(tl.pointer_type(dtype))
+    down_bias = tl.load(segment + 4).to(tl.pointer_type(dtype))
+    up = tl.load(segment + 5).to(tl.pointer_type(dtype))
+    up_bias = tl.load(segment + 6).to(tl.pointer_type(dtype))
     down = tl.multiple_of(down, ALIGNMENT * (dtype.primitive_bitwidth // 8))
     up = tl.multiple_of(up, ALIGNMENT * (dtype.primitive_bitwidth // 8))
     width = tl.multiple_of(width, ALIGNMENT)

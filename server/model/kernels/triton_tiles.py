@@ -1,8 +1,9 @@
 """How packed rows are cut into tiles for the Triton kernels, and the tables that tell each program its work.
 
-A kernel gets one int64 table per launch, uploaded once: first the tiles, two words each, then the segments, a fixed
-number of words each. Program i of a launch reads tile i, which names a segment and the first of its BLOCK_M rows; the
-segment names the past-the-end row and the addresses of its weights.
+Tiles have TILE_WORDS int64 words each: a segment, the first of at most BLOCK_M rows, and the row past the last that the
+segment owns. Segments have a fixed number of words, which name an adapter's weights and say nothing about rows: all
+launches of a batch share their tiles. Program i of a launch reads tile i, and its segment from the launch's own table.
+A tile without rows costs a program that ends at once.
 """
 
 from __future__ import annotations
@@ -10,66 +11,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK_M = 16  # rows of a tile: the least that tensor cores take, so that short samples waste little
 MAX_BLOCK_N = 2048  # output columns that one program holds in registers
 VECTOR_BYTES = 16  # the widest load of one thread
 
-TILE_WORDS = 2
+TILE_WORDS = 3  # segment, first row, past-the-end row
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """words [num_tiles * TILE_WORDS + num_segments * words of a segment] int64, on the device."""
+    """What one launch reads; tensors are int64, on the device.
 
-    words: Tensor
-    num_tiles: int
-
-
-def table(spans: Sequence[tuple[int, int]], segments: Sequence[Sequence[int]], device: torch.device) -> Table:
-    """The table of one launch.
-
-    spans      first and past-the-end row of each segment
-    segments   the words of each segment
+    tiles      [num_tiles, TILE_WORDS]
+    segments   [parts, num_segments, words of a segment]; only projections have more than one part
+    alignment  elements of which the addresses and rows of all matrices are multiples
+    block_r    units worked on at once
     """
-    words: list[int] = []
-    for number, (start, end) in enumerate(spans):
-        for first in range(start, end, BLOCK_M):
-            words += (number, first)
-    num_tiles = len(words) // TILE_WORDS
-    for segment in segments:
-        words += segment
-    host = torch.tensor(words, dtype=torch.int64, pin_memory=device.type == "cuda")
-    return Table(host.to(device, non_blocking=True), num_tiles)
+
+    tiles: Tensor
+    segments: Tensor
+    alignment: int
+    block_r: int
 
 
-def address(tensor: Tensor | None) -> int:
-    """Where a contiguous tensor lies; 0 for none."""
-    if tensor is None:
-        return 0
-    assert tensor.is_contiguous()
-    return tensor.data_ptr()
-
-
-def alignment(tensors: Sequence[Tensor]) -> int:
-    """Elements that a thread may load at once from any row of these matrices, which are of one dtype."""
-    if not tensors:
-        return 1
-    is_even = all(
-        tensor.data_ptr() % VECTOR_BYTES == 0 and tensor.shape[-1] * tensor.element_size() % VECTOR_BYTES == 0
-        for tensor in tensors
-    )
-    return VECTOR_BYTES // tensors[0].element_size() if is_even else 1
-
-
-def block_of(size: int) -> int:
-    """The power of two that covers `size`, at least 16 and at most MAX_BLOCK_N."""
-    return min(MAX_BLOCK_N, max(16, 1 << (size - 1).bit_length()))
-
-
-def num_warps(block_n: int, element_size: int) -> int:
-    """The fewest with which the BLOCK_M x block_n accumulator and what surrounds it stay in registers."""
-    load = block_n * element_size // 2  # float32 products hold their operands in registers too
-    return 4 if load <= 128 else 8 if load <= 1024 else 16
+def tiles_of(spans: Sequence[tuple[int, int]], first: int = 0) -> Ints:
+    """[num_tiles, TILE_WORDS] for the first and past-the-end row of each segment; segments count from `first`."""
+    bounds = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+    counts = -((bounds[:, 0] - bounds[:, 1]) // BLOCK_M)
+    number = np.repeat(np.arange(len(bounds)), counts)
+    within = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([number + first, bounds[number, 0] + BLOCK_M * within, bounds[number, 1]], axis=1)

@@ -12,7 +12,7 @@ from transformers import AutoModel, GPT2Config, GPT2Model
 from server.config import ModelConfig
 from server.core import Encoding, TokenInput
 from server.errors import InvalidInput, UnsupportedConfig
-from server.model.base import Base, load_base
+from server.model.base import Base, dtype_of, load_base
 from server.model.packing import PackedBatch
 from server.model.routing import Route, RoutingPlan
 from server.model.sites import Phase
@@ -56,6 +56,14 @@ def test_longest_input_is_what_the_positions_allow(base: Base) -> None:
     longest = encoding(*[7] * base.info.max_tokens)
     with torch.inference_mode():
         assert alone(base, base.packer.pack([longest])).shape == (base.info.max_tokens, base.info.hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16), ("cuda:1", torch.bfloat16)]
+)
+def test_dtype_follows_the_device_unless_named(device: str, dtype: torch.dtype) -> None:
+    assert dtype_of("auto", torch.device(device)) is dtype
+    assert dtype_of("float16", torch.device(device)) is torch.float16
 
 
 def test_fingerprint_follows_weights_and_not_dtype_or_place(tmp_path: Path) -> None:

@@ -183,3 +183,16 @@ def test_gradients_reach_every_weight() -> None:
     plan = plan_of({1: weights}, [1, 1], [0, 2, 4])
     reference.site(h, t, nn.LayerNorm(HIDDEN), plan).square().sum().backward()
     assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
+
+
+@pytest.mark.parametrize(("device", "is_installed", "name"), [("cpu", True, "eager"), ("cuda", False, "eager")])
+def test_backend_follows_the_device_unless_named(
+    device: str, is_installed: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.model.kernels.find_spec", lambda _: is_installed or None)
+    assert backend("auto", torch.device(device)) is backend(name)
+
+
+def test_backend_of_a_gpu_is_triton_where_it_is_installed() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    assert backend("auto", torch.device("cuda")) is backend("triton")

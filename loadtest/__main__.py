@@ -243,7 +243,7 @@ def peers(
         typer.Option(help="transformers, adapterhub-batchsplit, adapterhub-switch, peft, full; may be repeated"),
     ] = None,
     adapters: Annotated[int, typer.Option(min=1, help="adapters that texts are dealt to")] = 32,
-    tokens: Annotated[int, typer.Option(min=1, help="of all texts of a round together")] = 4096,
+    tokens: Annotated[int | None, typer.Option(min=1, help="of all texts of a round together; by default 4096")] = None,
     budget: Annotated[
         list[int] | None, typer.Option(min=1, help="tokens per batch that each may choose from; may be repeated")
     ] = None,
@@ -256,7 +256,7 @@ def peers(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
-    quick: Annotated[bool, typer.Option(help="a short form: minilm, two budgets, three rounds")] = False,
+    quick: Annotated[bool, typer.Option(help="a short form: minilm, fewer texts and budgets, three rounds")] = False,
     output: Annotated[Path | None, typer.Option(help="folder for peers.json, peers.md and peers.png")] = None,
 ) -> None:
     """Ours beside transformers, AdapterHub's library, PEFT and one full model per task: same weights, same texts.
@@ -277,7 +277,7 @@ def peers(
         base="minilm" if quick else base,
         peers=tuple(peer or known),
         num_adapters=adapters,
-        num_tokens=tokens,
+        num_tokens=tokens or (2048 if quick else 4096),
         budgets=tuple(budget or ((512, 2048) if quick else (256, 512, 1024, 2048, 4096))),
         rounds=3 if quick else rounds,
         threads=threads or all_threads(),

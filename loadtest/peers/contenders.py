@@ -34,7 +34,7 @@ class Contender:
 
 
 def ours(workload: str) -> Contender:
-    return Contender("", f"adapterd, {TITLES[workload]}", workload, OURS, workload)
+    return Contender("", f"adapterd, {TITLES[workload]}", workload, OURS, "packed")
 
 
 TITLES = {BASE: "no adapters", BOTTLENECK: "bottlenecks", LORA: "LoRA"}

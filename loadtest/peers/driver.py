@@ -73,30 +73,26 @@ class PeersBench:
         return PeersReport(machine(plan.device, plan.dtype), plan.command, plan.workload, rows)
 
     def _started(self, material: Material, folder: Path, stack: ExitStack, tell: Callable[[str], None]) -> list[Run]:
-        """Everybody loaded, ours first; contenders of one script share its process."""
+        """Everybody loaded, in a process each; ours first."""
         workloads = dict.fromkeys(peer.workload for peer in self._peers)
         runs = [Run(contender) for contender in [*map(ours, workloads), *self._peers]]
-        for script in dict.fromkeys(run.contender.script for run in runs):
-            sharing = [run for run in runs if run.contender.script == script]
-            tell(f"loading {sharing[0].contender.title}")
+        for number, run in enumerate(runs):
+            tell(f"loading {run.contender.title}")
             try:
-                worker, info = self._load(sharing[0].contender, material, folder, stack, tell)
-            except PeerFailed as error:
-                for run in sharing:
-                    run.error = str(error)
-            else:
-                for run in sharing:
-                    run.worker, run.info = worker, info
+                python = self._python(run.contender, tell)
+                log = folder / f"{number}.log"
+                is_ours = run.contender.environment is None
+                run.worker = Worker(python, run.contender.script, log, self._plan.threads, is_ours=is_ours)
+                stack.enter_context(run.worker)
+                run.info = run.worker.ask("load", self._plan.timeout_s, job=_job(self._plan, material, run.contender))
+            except (PeerFailed, OSError) as error:
+                run.error = str(error)
         return runs
 
-    def _load(
-        self, contender: Contender, material: Material, folder: Path, stack: ExitStack, tell: Callable[[str], None]
-    ) -> tuple[Worker, dict[str, Any]]:
-        plan, environment = self._plan, contender.environment
-        python = python_of(environment, plan.environments, tell) if environment else Path(sys.executable)
-        log = folder / f"{contender.script.stem}.log"
-        worker = stack.enter_context(Worker(python, contender.script, log, plan.threads, is_ours=environment is None))
-        return worker, worker.ask("load", plan.timeout_s, job=_job(plan, material))
+    def _python(self, contender: Contender, tell: Callable[[str], None]) -> Path:
+        if contender.environment is None:
+            return Path(sys.executable)
+        return python_of(contender.environment, self._plan.environments, tell)
 
     def _ours(self, run: Run, runs: Sequence[Run]) -> Run:
         """The one that `run` is compared with."""
@@ -142,11 +138,11 @@ class PeersBench:
                 run.seconds.append(reply["seconds"])
 
 
-def _job(plan: Plan, material: Material) -> dict[str, Any]:
+def _job(plan: Plan, material: Material, contender: Contender) -> dict[str, Any]:
     return {
         "base": str(material.base),
         "texts": str(material.texts),
-        "adapters": {kind: [str(folder) for folder in folders] for kind, folders in material.adapters.items()},
+        "adapters": [str(folder) for folder in material.adapters.get(contender.workload, ())],
         "threads": plan.threads,
         "device": plan.device,
         "dtype": plan.dtype,
@@ -170,7 +166,7 @@ def _row(run: Run, own: Run, material: Material, plan: Plan) -> Row:
         budget=run.budget,
         num_tokens=tokens[1],
         num_tasks=tasks,
-        bytes_per_task=info.get("bytes_per_task", {}).get(contender.mode),
+        bytes_per_task=info.get("bytes_per_task"),
         rss_bytes=info.get("rss_bytes"),
         seconds=run.seconds,
         error=run.error,

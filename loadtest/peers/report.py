@@ -13,7 +13,7 @@ from rich.table import Table
 
 from loadtest.peers.results import PeersReport, Row
 
-COLUMNS = ("contender", "tokens/s", "ours / it", "differs by", "batch", "MiB per task", "process MiB")
+COLUMNS = ("contender", "tokens/s", "ours / it", "differs by", "batch", "MiB/task", "process MiB")
 RULES = """\
 Every contender loads the same base, reads the same adapters from files in AdapterHub's or PEFT's own layout, and takes
 the same texts: random token ids of log-normal length, median 32, at most 256 tokens, in the order of arrival, text i
@@ -39,7 +39,7 @@ def print_table(report: PeersReport) -> None:
         title=f"{report.workload}; {report.machine['device']}, {report.machine['dtype']}", box=box.SIMPLE_HEAD
     )
     for column in COLUMNS[:-1]:
-        table.add_column(column, justify="left" if column == "contender" else "right")
+        table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
     for row in report.rows:
         table.add_row(*_cells(row)[:-1])
     console = Console()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,11 +23,7 @@ from server.model.slots import SlotBank
 
 def load(job: Job) -> Loaded:
     engine = _Engine(job)
-    modes = {"base": engine.base_only} | {
-        kind: engine.mixed(kind, [engine.place(Path(folder)) for folder in folders])
-        for kind, folders in job.adapters.items()
-    }
-    return Loaded({"transformers": transformers.__version__}, modes, engine.bytes_per_task)
+    return Loaded({"transformers": transformers.__version__}, {"packed": engine.run}, engine.bytes_per_task)
 
 
 class _Engine:
@@ -39,34 +34,32 @@ class _Engine:
         self._runner = Runner(self._base, self._bank, Metrics())
         self._slots: dict[str, int] = {}
         self._texts = [Encoding(tuple(ids), (0,) * len(ids), TokenInput(tuple(ids))) for ids in job.texts]
-        self.bytes_per_task: dict[str, int] = {}
+        self._adapters = [self._place(Path(folder)) for folder in job.adapters]
 
-    def place(self, folder: Path) -> Adapter:
+    @property
+    def bytes_per_task(self) -> int | None:
+        return max(map(self._bank.slot_bytes, self._adapters), default=None)
+
+    def _place(self, folder: Path) -> Adapter:
         """Read an adapter and write it into a slot of its own."""
         adapter = build_adapter(read_checkpoint(folder), self._base.info, self._base.dtype, self._base)
         self._slots[adapter.digest] = len(self._slots) + 1
         self._bank.write(self._slots[adapter.digest], adapter)
         return adapter
 
-    def mixed(self, kind: str, adapters: Sequence[Adapter]) -> Callable[[int], Answers]:
-        """Text i goes through the adapter that the job says."""
-        self.bytes_per_task[kind] = max(self._bank.slot_bytes(adapter) for adapter in adapters)
-        targets = [target_of(adapter) for adapter in adapters]
-        return lambda budget: self._run(budget, lambda text: targets[self._job.adapter_of(text, kind)])
-
-    def base_only(self, budget: int) -> Answers:
-        return self._run(budget, lambda _: target_of(None))
-
-    def _run(self, budget: int, target_of_text: Callable[[int], Target]) -> Answers:
-        pairs = [(text, target_of_text(i)) for i, text in enumerate(self._texts)]
+    def run(self, budget: int) -> Answers:
+        """A pass over the texts; without adapters, vectors of the first token."""
         answers: list[Tensor] = []
         for batch in workload.batches(self._texts, budget, workload.packed_cost):
-            own = pairs[len(answers) : len(answers) + len(batch)]
-            for outcome in self._runner.execute(batch_of(own, self._slots)):
+            pairs = [(text, self._target(len(answers) + i)) for i, text in enumerate(batch)]
+            for outcome in self._runner.execute(batch_of(pairs, self._slots)):
                 if not isinstance(outcome, SampleOutput):
                     raise outcome
                 answers.append(torch.from_numpy(outcome.values))
         return answers
+
+    def _target(self, text: int) -> Target:
+        return target_of(self._adapters[self._job.adapter_of(text)] if self._adapters else None)
 
 
 if __name__ == "__main__":

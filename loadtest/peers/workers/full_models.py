@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-WORKLOAD = "lora"
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -30,7 +29,7 @@ def load(job: Job) -> Loaded:
     size = sum(tensor.numel() * tensor.element_size() for tensor in base.parameters())
     before = _used_bytes(job)
     models: list[Any] = []
-    for folder in job.adapters[WORKLOAD]:
+    for folder in job.adapters:
         if models and _used_bytes(job) + size > job.memory_bytes:
             break
         models.append(_task_model(base, Path(folder)))
@@ -39,12 +38,12 @@ def load(job: Job) -> Loaded:
     def one_by_one(_: int) -> Answers:
         answers: list[Tensor | None] = []
         for text in range(len(job.texts)):
-            task = job.adapter_of(text, WORKLOAD)
+            task = job.adapter_of(text)
             answers += models[task](**job.padded([text])).logits.float().cpu() if task < len(models) else [None]
         return answers
 
     versions = {"transformers": transformers.__version__}
-    return Loaded(versions, {"one_by_one": one_by_one}, {"one_by_one": per_task}, len(models))
+    return Loaded(versions, {"one_by_one": one_by_one}, per_task, len(models))
 
 
 def _used_bytes(job: Job) -> int:

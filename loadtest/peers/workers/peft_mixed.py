@@ -9,14 +9,12 @@ from protocol import Answers, Job, Loaded, serve
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-WORKLOAD = "lora"
-
 
 def load(job: Job) -> Loaded:
     base = AutoModelForSequenceClassification.from_pretrained(
         job.base, num_labels=2, dtype=job.torch_dtype, attn_implementation="sdpa"
     )
-    first, *others = job.adapters[WORKLOAD]
+    first, *others = job.adapters
     model = PeftModel.from_pretrained(base, first, adapter_name="a0")
     for number, folder in enumerate(others, start=1):
         model.load_adapter(folder, adapter_name=f"a{number}")
@@ -25,7 +23,7 @@ def load(job: Job) -> Loaded:
     def mixed(budget: int) -> Answers:
         answers: list[Tensor] = []
         for batch in job.batches(budget):
-            names = [f"a{job.adapter_of(text, WORKLOAD)}" for text in batch]
+            names = [f"a{job.adapter_of(text)}" for text in batch]
             answers += model(**job.padded(batch), adapter_names=names).logits.float().cpu()
         return answers
 

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,13 @@ class Job:
 
     base          folder of the base
     texts         token ids of each text, in the order of arrival
-    adapters      folders of the adapters by workload; text i goes through number (i + shift) % N
+    adapters      folders of the workload's adapters; text i goes through number (i + shift) % N
     memory_bytes  what copies of the base may take together
     """
 
     base: str
     texts: list[list[int]]
-    adapters: Mapping[str, Sequence[str]]
+    adapters: Sequence[str]
     threads: int
     device: str
     dtype: str
@@ -53,8 +53,8 @@ class Job:
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)  # type: ignore[no-any-return]
 
-    def adapter_of(self, text: int, workload: str) -> int:
-        return (text + self.shift) % len(self.adapters[workload])
+    def adapter_of(self, text: int) -> int:
+        return (text + self.shift) % len(self.adapters)
 
     def batches(self, budget: int) -> Iterator[list[int]]:
         """Texts in the order of arrival, padded rows x longest within the budget; 0 takes one text at a time."""
@@ -84,13 +84,13 @@ class Loaded:
     """A contender that is ready.
 
     modes           a whole pass over the texts with a token budget, by name; answers lie on the host
-    bytes_per_task  by mode, where it was measured
+    bytes_per_task  what one more adapter or model takes, where it is known
     num_tasks       for how many adapters there was room, None for all of them
     """
 
     versions: dict[str, str]
     modes: Mapping[str, Callable[[int], Answers]]
-    bytes_per_task: dict[str, int] = field(default_factory=dict)
+    bytes_per_task: int | None = None
     num_tasks: int | None = None
 
 

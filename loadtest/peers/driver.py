@@ -39,15 +39,6 @@ class Run:
     budget: int = 0
     seconds: list[float] = field(default_factory=list)
 
-    def ask(self, command: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
-        """The worker's reply, or nothing and an `error`."""
-        assert self.worker is not None
-        try:
-            return self.worker.ask(command, timeout_s, mode=self.contender.mode, **arguments)
-        except PeerFailed as error:
-            self.error = str(error)
-            return {}
-
 
 class PeersBench:
     """Run once. `peers` are all that a plan may name."""
@@ -76,50 +67,50 @@ class PeersBench:
         """Everybody loaded, in a process each; ours first."""
         workloads = dict.fromkeys(peer.workload for peer in self._peers)
         runs = [Run(contender) for contender in [*map(ours, workloads), *self._peers]]
-        for number, run in enumerate(runs):
-            tell(f"loading {run.contender.title}")
+        for number, run in enumerate(runs):  # all of them import what they need while others are loading
             try:
-                python = self._python(run.contender, tell)
                 log = folder / f"{number}.log"
-                is_ours = run.contender.environment is None
-                run.worker = Worker(python, run.contender.script, log, self._plan.threads, is_ours=is_ours)
-                stack.enter_context(run.worker)
-                run.info = run.worker.ask("load", self._plan.timeout_s, job=_job(self._plan, material, run.contender))
+                run.worker = stack.enter_context(self._worker(run.contender, log, tell))
             except (PeerFailed, OSError) as error:
                 run.error = str(error)
+        for run in runs:
+            tell(f"loading {run.contender.title}")
+            if not run.error:
+                run.info = self._ask(run, "load", job=_job(self._plan, material, run.contender))
         return runs
 
-    def _python(self, contender: Contender, tell: Callable[[str], None]) -> Path:
-        if contender.environment is None:
-            return Path(sys.executable)
-        return python_of(contender.environment, self._plan.environments, tell)
+    def _worker(self, contender: Contender, log: Path, tell: Callable[[str], None]) -> Worker:
+        is_ours, python = contender.environment is None, Path(sys.executable)
+        if contender.environment is not None:
+            python = python_of(contender.environment, self._plan.environments, tell)
+        return Worker(python, contender.script, log, self._plan.threads, is_ours=is_ours)
 
     def _ours(self, run: Run, runs: Sequence[Run]) -> Run:
         """The one that `run` is compared with."""
         return next(other for other in runs if other.contender == ours(run.contender.workload))
 
     def _check(self, run: Run, own: Run) -> None:
-        """Compare answers with ours at every budget, and choose the fastest."""
+        """Compare answers at every budget with ours at its first, and choose the fastest."""
         best = float("inf")
         for budget in self._plan.budgets if run.contender.is_batched else (0,):
             if run.error:
                 return
             self._compare(run, own, budget)
-            if not run.error and (reply := run.ask("time", self._plan.timeout_s, budget=budget)):
+            if not run.error and (reply := self._ask(run, "time", mode=run.contender.mode, budget=budget)):
                 run.budget, best = min((run.budget, best), (budget, reply["seconds"]), key=lambda pair: pair[1])
 
     def _compare(self, run: Run, own: Run, budget: int) -> None:
-        reply = run.ask("answer", self._plan.timeout_s, budget=budget)
+        reply = self._ask(run, "answer", mode=run.contender.mode, budget=budget)
         if run.error:
             return
-        run.answers = reply["answers"]
-        tolerance = TOLERANCE[self._plan.dtype]
-        if run is own:
+        is_first, tolerance = run is own and not run.answers, TOLERANCE[self._plan.dtype]
+        run.answers = run.answers or reply["answers"]
+        if is_first:
             self._check_that_adapters_matter(run, budget, tolerance)
         elif own.error:
             run.error = f"nothing to compare with: ours failed: {own.error}"
         else:
-            run.difference = max(run.difference or 0.0, distance(run.answers, own.answers))
+            run.difference = max(run.difference or 0.0, distance(reply["answers"], own.answers))
             if not run.difference <= tolerance:
                 run.error = f"answers differ by {run.difference:.2g}, tolerance {tolerance:g}"
 
@@ -127,15 +118,24 @@ class PeersBench:
         """With each text's next adapter all answers change, so that a wrong one would show."""
         if run.contender.workload == BASE or self._plan.num_adapters == 1:
             return
-        reply = run.ask("answer", self._plan.timeout_s, budget=budget, shift=1)
+        reply = self._ask(run, "answer", mode=run.contender.mode, budget=budget, shift=1)
         if reply and nearest(run.answers, reply["answers"]) <= tolerance:
             run.error = "adapters do not differ enough to tell a wrong one"
 
     def _time(self, runs: Sequence[Run]) -> None:
         """One round: everybody in turn, so that a drifting machine hits all alike."""
         for run in runs:
-            if not run.error and (reply := run.ask("time", self._plan.timeout_s, budget=run.budget)):
+            if not run.error and (reply := self._ask(run, "time", mode=run.contender.mode, budget=run.budget)):
                 run.seconds.append(reply["seconds"])
+
+    def _ask(self, run: Run, command: str, **arguments: Any) -> dict[str, Any]:
+        """The worker's reply, or nothing and the run's `error`."""
+        assert run.worker is not None
+        try:
+            return run.worker.ask(command, self._plan.timeout_s, **arguments)
+        except PeerFailed as error:
+            run.error = str(error)
+            return {}
 
 
 def _job(plan: Plan, material: Material, contender: Contender) -> dict[str, Any]:

@@ -32,8 +32,9 @@ def python_of(name: str, folder: Path, tell: Tell, requirements: Path = REQUIREM
     if python.exists() and (home / STAMP).exists() and (home / STAMP).read_text() == stamp:
         return python
     home.mkdir(parents=True, exist_ok=True)
-    _call([sys.executable, "-m", "venv", "--clear", str(home)], folder / f"{name}-{LOG}", tell)
-    _call([str(python), "-m", "pip", "install", "-r", str(wanted)], folder / f"{name}-{LOG}", tell)
+    log = folder / f"{name}-{LOG}"
+    _call([sys.executable, "-m", "venv", "--clear", "--without-pip", str(home)], log, tell)
+    _call([sys.executable, "-m", "pip", "--python", str(python), "install", "-r", str(wanted)], log, tell)
     (home / STAMP).write_text(stamp)
     return python
 
@@ -44,16 +45,20 @@ def _stamp(requirements: Path) -> str:
 
 
 def _call(command: Sequence[str], log: Path, tell: Tell) -> None:
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
-        assert process.stdout is not None
-        timer = threading.Timer(TIMEOUT_S, process.kill)
-        timer.start()
-        with process:
+    """Run to the end, its output in `log` too."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    timer = threading.Timer(TIMEOUT_S, process.kill)
+    timer.start()
+    try:
+        with process, log.open("w") as output:
+            assert process.stdout is not None
             for line in process.stdout:
                 output.write(line)
                 tell(line.strip())
+    finally:
+        process.kill()
         timer.cancel()
     if process.returncode:
-        errors = [line for line in log.read_text().splitlines() if line.startswith("ERROR")]
-        raise PeerFailed(f"not installed: {errors[-1] if errors else last_line(log.read_text())}")
+        said = log.read_text()
+        errors = [line for line in said.splitlines() if line.startswith("ERROR")]
+        raise PeerFailed(f"not installed: {errors[-1] if errors else last_line(said)}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import Progress
 
 from loadtest.bench import machine
@@ -21,6 +22,7 @@ from loadtest.peers.process import PeerFailed, Worker
 from loadtest.peers.results import PeersReport, Row, distance, nearest, rate_ratio
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # of |difference| / (1 + |ours|)
+MAX_SHOWN_CHARS = 60  # of what an installer says, beside the bar
 
 
 @dataclass(slots=True)
@@ -52,7 +54,9 @@ class PeersBench:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, Progress(transient=True) as bar:
             task = bar.add_task("weights and texts", total=None)
             material = make_material(Path(folder), plan.base, plan.num_adapters, plan.num_tokens)
-            runs = self._started(material, Path(folder), stack, lambda what: bar.update(task, description=what))
+            runs = self._started(
+                material, Path(folder), stack, lambda what: bar.update(task, description=escape(what[:MAX_SHOWN_CHARS]))
+            )
             for run in runs:
                 bar.update(task, description=f"answers of {run.contender.title}")
                 self._check(run, self._ours(run, runs))

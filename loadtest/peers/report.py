@@ -35,9 +35,8 @@ neighbour's adapter every answer is out of tolerance, which is checked.
 
 def print_table(report: PeersReport) -> None:
     """Each contender with its rate, ratio and target, or its error."""
-    table = Table(
-        title=f"{report.workload}; {report.machine['device']}, {report.machine['dtype']}", box=box.SIMPLE_HEAD
-    )
+    title = f"{report.workload}; {report.machine['device']}, {report.machine['dtype']}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS[:-1]:
         table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
     for row in report.rows:

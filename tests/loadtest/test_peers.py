@@ -115,7 +115,7 @@ def test_unknown_peer_is_refused_with_those_that_are_known() -> None:
 def test_workers_of_this_environment_give_the_same_answers(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(workload, "MAX_LENGTH", 30)
-    rows = compared(replace(plan, timeout_s=60.0), *(peer for peer in PEERS if peer.key in ("transformers", "full")))
+    rows = compared(replace(plan, timeout_s=100.0), *(peer for peer in PEERS if peer.key in ("transformers", "full")))
     assert [row.error for row in rows.values()] == ["", "", ""]
     assert all(row.ratio and row.difference is not None and row.difference < 1e-5 for row in rows.values() if row.key)
     full = rows["full"]

@@ -14,6 +14,7 @@ from rich.table import Table
 from loadtest.peers.results import PeersReport, Row
 
 COLUMNS = ("contender", "tokens/s", "ours / it", "differs by", "batch", "MiB/task", "process MiB")
+MIN_WIDTH = 92  # of the table, so that no name or figure is cut
 RULES = """\
 Every contender loads the same base, reads the same adapters from files in AdapterHub's or PEFT's own layout, and takes
 the same texts: random token ids of log-normal length, median 32, at most 256 tokens, in the order of arrival, text i
@@ -41,7 +42,7 @@ def print_table(report: PeersReport) -> None:
         table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
     for row in report.rows:
         table.add_row(*_cells(row)[:-1])
-    console = Console()
+    console = Console(width=max(Console().width, MIN_WIDTH))
     console.print(table)
     for row in report.rows:
         if row.error:

@@ -200,11 +200,11 @@ class Stitching:
         return around
 
     def _join(self, layer_module: nn.Module, family: Family) -> Joined | None:
-        """Query, key and value of a layer in one product, None where they are no Linears of one shape."""
-        return join(
-            [layer_module.get_submodule(family.projections[p]) for p in JOINED if p in family.projections],
-            self._quantization,
-        )
+        """Query, key and value of a layer in one product, None where they stay apart."""
+        if not self.kernels.JOINS:
+            return None
+        modules = [layer_module.get_submodule(family.projections[p]) for p in JOINED if p in family.projections]
+        return join(modules, self._quantization)
 
     def _together(self, joined: Joined, modules: Sequence[nn.Module], layer: int) -> None:
         """Have the query's call compute key and value too, with all deltas, wherever nothing speaks against it."""

@@ -20,7 +20,13 @@ from server.model.weights import CouplingWeights, EditsWeights
 
 
 class Kernels(Protocol):
-    """What a backend offers; `reference` says what each means."""
+    """What a backend offers; `reference` says what each means.
+
+    JOINS   whether query, key and value are computed in one product: a launch less on GPUs, but on CPUs attention is
+            slower on its parts, which lie side by side
+    """
+
+    JOINS: bool
 
     def prepare(self, plan: RoutingPlan, num_rows: int, num_layers: int, dtype: torch.dtype) -> Prepared | None: ...
     def site(

@@ -20,7 +20,9 @@ from server.model.kernels.reference import couple, edit, prepare, uncouple
 from server.model.routing import DeltaGroup, Run, Segment, SitePlan, Tree
 from server.primitives import BottleneckStyle, Residual
 
-__all__ = ["couple", "edit", "prepare", "projection", "projections", "site", "uncouple"]
+__all__ = ["JOINS", "couple", "edit", "prepare", "projection", "projections", "site", "uncouple"]
+
+JOINS = False
 
 
 def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True) -> Tensor:

@@ -90,13 +90,17 @@ def pool(hidden: Tensor, row: HeadRow, pooling: Pooling) -> Tensor:
     return _own(hidden, row).mean(dim=0)
 
 
-def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors in float32 on the host, in one transfer."""
+def to_host(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Begin to bring the tensors to the host in float32, in one transfer; the call that comes back waits for them."""
     if not tensors:
-        return []
-    flat = download(torch.cat([tensor.reshape(-1).float() for tensor in tensors]))
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+        return list
+    arriving = download(torch.cat([tensor.reshape(-1).float() for tensor in tensors]))
+
+    def wait() -> list[Tensor]:
+        parts = torch.split(arriving(), [tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+    return wait
 
 
 def _own(hidden: Tensor, row: HeadRow) -> Tensor:

@@ -7,9 +7,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,10 @@ from server.model.slots import SlotBank
 log = logging.getLogger(__name__)
 Outcome = SampleOutput | AdapterdError
 Answer = tuple[Tensor, ...]
+Result = TypeVar("Result")
+
+
+Finish = Callable[[], list[Outcome]]
 
 
 @dataclass(slots=True)
@@ -35,22 +41,31 @@ class _Work:
     done: asyncio.Future[list[Outcome]]
 
 
-class Runner:
-    """Executes batches one after the other, in the order in which `run` was called."""
+_STOP = object()
 
-    def __init__(self, base: Base, bank: SlotBank, metrics: Metrics) -> None:
+
+class Runner:
+    """Executes batches one after the other, in the order in which `run` was called.
+
+    overlaps   the next batch is packed and launched while the device computes, which it does by itself; by default on
+               GPUs. At most one is ahead
+    """
+
+    def __init__(self, base: Base, bank: SlotBank, metrics: Metrics, overlaps: bool | None = None) -> None:
         self._base = base
         self._bank = bank
         self._metrics = metrics
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._overlaps = base.device.type == "cuda" if overlaps is None else overlaps
+        self._queue: queue.SimpleQueue[_Work | object] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
+        self._idle_since = 0.0  # when the last results came
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
         """Finish what was handed over, then end the thread."""
-        self._queue.put(None)
+        self._queue.put(_STOP)
         self._thread.join()
 
     async def run(self, batch: Batch) -> list[Outcome]:
@@ -61,17 +76,52 @@ class Runner:
         return await work.done
 
     def _loop(self) -> None:
-        while (work := self._queue.get()) is not None:
-            try:
-                outcomes: list[Outcome] | Exception = self.execute(work.batch)
-            except Exception as error:  # the batch's callers must hear of it; the thread must live on
-                log.exception("batch %d failed", work.batch.id)
-                outcomes = error if isinstance(error, AdapterdError) else Internal("the batch failed on the device")
+        before: tuple[_Work, Finish] | None = None  # what the device computes
+        while True:
+            work = self._next(waits=before is None)
+            launched = None
+            if isinstance(work, _Work) and (finish := self._guarded(work, partial(self.launch, work.batch))):
+                launched = (work, finish)
+            if before is not None:
+                self._answer(*before)
+            if launched is not None and not self._overlaps:
+                self._answer(*launched)
+                launched = None
+            before = launched
+            if work is _STOP:
+                return
+
+    def _next(self, *, waits: bool) -> _Work | object | None:
+        """What was handed over, _STOP, or None where there is nothing and we do not wait."""
+        try:
+            return self._queue.get(block=waits)
+        except queue.Empty:
+            return None
+
+    def _answer(self, work: _Work, finish: Finish) -> None:
+        if (outcomes := self._guarded(work, finish)) is not None:
             work.loop.call_soon_threadsafe(_resolve, work.done, outcomes)
 
-    @torch.inference_mode()
+    def _guarded(self, work: _Work, step: Callable[[], Result]) -> Result | None:
+        """What a step of a batch gives; None where it failed, which the batch's callers hear: the thread lives on."""
+        try:
+            return step()
+        except Exception as error:
+            log.exception("batch %d failed", work.batch.id)
+            known = error if isinstance(error, AdapterdError) else Internal("the batch failed on the device")
+            work.loop.call_soon_threadsafe(_resolve, work.done, known)
+            return None
+
     def execute(self, batch: Batch) -> list[Outcome]:
-        """Run one batch on the calling thread. Samples whose caller is gone or late are left out of the pass."""
+        """Run one batch on the calling thread."""
+        return self.launch(batch)()
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> Finish:
+        """Have the device compute a batch; the call that comes back waits for its outcomes.
+
+        Samples whose caller is gone or late are left out of the pass.
+        """
         started = time.monotonic()
         for lease in batch.leases.values():
             if lease.is_fresh and lease.adapter is not None:
@@ -79,19 +129,30 @@ class Runner:
         outcomes: list[Outcome] = [DeadlineExceeded("the deadline passed before compute") for _ in batch.samples]
         live = [i for i, sample in enumerate(batch.samples) if _is_wanted(sample, started)]
         if not live:
-            return outcomes
+            return lambda: outcomes
         samples = [batch.samples[i] for i in live]
         slots = {digest: lease.slot for digest, lease in batch.leases.items()}
         way = plan_pass(samples, slots, self._bank, self._base.info.num_layers, self._base.packer)
         self._bank.settle(slots.values())
-        hidden = self._base.run(way.phases)
-        results = self._results(samples, slots, hidden, way)
+        results = self._results(samples, slots, self._base.run(way.phases), way)
         used = {part.digest for sample in samples for part in sample.target.parts}
         info = BatchInfo(batch.id, len(samples), way.num_tokens, len(used))
-        compute_s = time.monotonic() - started
-        for i, sample, branches in zip(live, samples, results, strict=True):
-            outcomes[i] = SampleOutput(branches, info, started - sample.enqueued_at, compute_s)
-        return outcomes
+
+        def finish() -> list[Outcome]:
+            branches = results()
+            compute_s = self._computed(started)
+            for i, sample, own in zip(live, samples, branches, strict=True):
+                outcomes[i] = SampleOutput(own, info, started - sample.enqueued_at, compute_s)
+            return outcomes
+
+        return finish
+
+    def _computed(self, started: float) -> float:
+        """Seconds of the device for a batch that ends now: not those in which it waited for the one before."""
+        now = time.monotonic()
+        seconds = now - max(started, self._idle_since)
+        self._idle_since = now
+        return seconds
 
     def _place(self, slot: int, adapter: Adapter) -> None:
         started = time.monotonic()
@@ -100,18 +161,22 @@ class Runner:
 
     def _results(
         self, samples: Sequence[Sample], slots: dict[str, int], hidden: Tensor, way: Pass
-    ) -> list[tuple[BranchOutput, ...]]:
-        """Every branch's answer, brought to the host in one transfer."""
+    ) -> Callable[[], list[tuple[BranchOutput, ...]]]:
+        """Every branch's answer, on its way to the host in one transfer; the call that comes back waits for it."""
         answers = self._answers(samples, slots, hidden, way)
         extras = {key: self._extras(samples[key[0]], hidden, way.spans[key]) for key in answers}
-        flat = iter(to_host([tensor for key in answers for tensor in (*answers[key], *extras[key])]))
-        outputs: dict[Key, BranchOutput] = {}
-        for key, answer in answers.items():
-            values, relations = next(flat), next(flat) if len(answer) > 1 else None
-            hidden_and_pooler = [next(flat).numpy() for _ in extras[key]]
-            own = relations.numpy() if relations is not None else None
-            outputs[key] = BranchOutput(values.numpy(), own, *hidden_and_pooler)
-        return [tuple(outputs[i, b] for b in range(len(s.target.branches))) for i, s in enumerate(samples)]
+        arriving = to_host([tensor for key in answers for tensor in (*answers[key], *extras[key])])
+
+        def wait() -> list[tuple[BranchOutput, ...]]:
+            flat, outputs = iter(arriving()), dict[Key, BranchOutput]()
+            for key, answer in answers.items():
+                values, relations = next(flat), next(flat) if len(answer) > 1 else None
+                hidden_and_pooler = [next(flat).numpy() for _ in extras[key]]
+                own = relations.numpy() if relations is not None else None
+                outputs[key] = BranchOutput(values.numpy(), own, *hidden_and_pooler)
+            return [tuple(outputs[i, b] for b in range(len(s.target.branches))) for i, s in enumerate(samples)]
+
+        return wait
 
     def _answers(
         self, samples: Sequence[Sample], slots: dict[str, int], hidden: Tensor, way: Pass

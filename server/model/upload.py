@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -54,11 +54,16 @@ def indices(values: Sequence[int] | NDArray[np.int64], device: torch.device) -> 
     return upload([np.asarray(values, dtype=np.int64)], device)[0]
 
 
-def download(tensor: Tensor) -> Tensor:
-    """The tensor on the host. Waits for it, and for nothing that is issued later."""
+def download(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host. The call that comes back waits for it, and for nothing issued later."""
     if tensor.device.type != "cuda":
-        return tensor.cpu()
+        return tensor.cpu
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     pinned.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensor.device).record_event().synchronize()
-    return pinned.clone()  # results live long, and pinned memory is scarce
+    done = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return pinned.clone()  # results live long, and pinned memory is scarce
+
+    return wait

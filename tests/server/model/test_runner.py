@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,8 @@ from server.core import BASE, Adapter, Batch, Encoding, Manifest, Pooling, Sampl
 from server.errors import DeadlineExceeded, Internal
 from server.metrics import Metrics
 from server.model.base import Base, load_base
-from server.model.runner import Runner
+from server.model.heads import to_host
+from server.model.runner import Outcome, Runner
 from server.model.slots import SlotBank
 from server.primitives import (
     AdapterSpec,
@@ -175,3 +176,57 @@ async def test_slot_bytes_count_what_a_written_slot_holds(tmp_path_factory: pyte
     assert 0 <= bank.slot_bytes(adapter) - adapter.weights.nbytes < 512
     bank.free(3)
     assert len(bank) == 0
+
+
+@pytest.mark.parametrize(
+    ("overlaps", "expected"),
+    [
+        (False, ["begin", "wait", "begin", "wait", "begin", "wait"]),
+        (True, ["begin", "begin", "wait", "begin", "wait", "wait"]),
+    ],
+)
+async def test_one_batch_is_launched_ahead_of_the_results_of_the_one_before(
+    base: Base, monkeypatch: pytest.MonkeyPatch, overlaps: bool, expected: list[str]
+) -> None:
+    events: list[str] = []
+
+    def recorded(tensors: Sequence[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+        events.append("begin")
+        arriving = to_host(tensors)
+        return lambda: events.append("wait") or arriving()  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr("server.model.runner.to_host", recorded)
+    runner = Runner(base, SlotBank(base.device, base.dtype), Metrics(), overlaps=overlaps)
+    adapter = make_adapter(base, 1, Task.CLASSIFICATION)
+    batches = [[sample(adapter, 5, seed)] for seed in range(3)]
+    running = [asyncio.create_task(runner.run(Batch(own, leases(own)))) for own in batches]
+    await asyncio.sleep(0)  # all are handed over
+    runner.start()
+    outcomes = await asyncio.gather(*running)
+    await asyncio.to_thread(runner.stop)
+    assert events == expected
+    assert all(isinstance(outcome, SampleOutput) for [outcome] in outcomes)
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+async def test_a_failure_between_two_batches_is_its_own(
+    base: Base, monkeypatch: pytest.MonkeyPatch, overlaps: bool
+) -> None:
+    runner = Runner(base, SlotBank(base.device, base.dtype), Metrics(), overlaps=overlaps)
+    adapter = make_adapter(base, 1, Task.CLASSIFICATION)
+    batches = [Batch(own, leases(own)) for own in ([sample(adapter, 5, seed)] for seed in range(3))]
+    launch = runner.launch
+
+    def failing(batch: Batch) -> Callable[[], list[Outcome]]:
+        if batch is batches[1]:
+            raise RuntimeError("out of luck")
+        return launch(batch)
+
+    monkeypatch.setattr(runner, "launch", failing)
+    running = [asyncio.create_task(runner.run(batch)) for batch in batches]
+    await asyncio.sleep(0)
+    runner.start()
+    first, second, third = await asyncio.gather(*running, return_exceptions=True)
+    await asyncio.to_thread(runner.stop)
+    assert isinstance(second, Internal) and isinstance(first, list) and isinstance(third, list)
+    assert isinstance(first[0], SampleOutput) and isinstance(third[0], SampleOutput)

@@ -40,9 +40,12 @@ test: install
 demo: install
 	$(BIN)/adapterd demo $(if $(ONCE),--once)
 
+# Short forms, below ten minutes on two cores; reports land in build/loadtest. loadtest/README.md has the full forms.
 loadtest: install
-	$(BIN)/python -m loadtest engine --quick
-	$(BIN)/python -m loadtest methods --rounds 3
+	$(BIN)/python -m loadtest engine --quick --base bert-base --output build/loadtest
+	$(BIN)/python -m loadtest serve --quick --output build/loadtest
+	$(BIN)/python -m loadtest peers --quick --output build/loadtest
+	$(BIN)/python -m loadtest targets build/loadtest
 
 protos: install
 	$(call PROTOC,.)

@@ -54,7 +54,7 @@ def engine(
     count: Annotated[list[int] | None, typer.Option(help="resident adapters, zipf; may be repeated")] = None,
     method: Annotated[list[str] | None, typer.Option(help="method or configuration string; may be repeated")] = None,
     width: Annotated[list[int] | None, typer.Option(help="bottleneck width; may be repeated")] = None,
-    budget: Annotated[int, typer.Option(help="tokens per batch at the centre of all axes")] = 4096,
+    budget: Annotated[int, typer.Option(help="tokens per batch at the centre of all axes; 0: 4096, quick 2048")] = 0,
     adapters: Annotated[int, typer.Option(help="adapters at the centre of all axes")] = 32,
     rounds: Annotated[int, typer.Option(help="measured repetitions; the median counts")] = 7,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
@@ -77,13 +77,14 @@ def engine(
     given = {"counts": count, "methods": method, "widths": width}
     values: dict[str, Any] = {name: tuple(own) for name, own in given.items() if own}
     values |= {field: () for name, field in AXES.items() if axis and name not in axis}
-    grid = replace(QUICK if quick else Grid(), budget=budget, num_adapters=adapters, **values)
+    centre = budget or (2048 if quick else 4096)
+    grid = replace(QUICK if quick else Grid(), budget=centre, num_adapters=adapters, **values)
     report = run(
         Plan(
             base=base,
             grid=grid,
             rounds=3 if quick else rounds,
-            tokens=4096,
+            tokens=centre,
             device=device,
             dtype=dtype,
             command=shlex.join(["python", "-m", "loadtest", *sys.argv[1:]]),
@@ -257,7 +258,9 @@ def peers(
     device: Annotated[str, typer.Option(help="cpu, cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
     quick: Annotated[bool, typer.Option(help="a short form: minilm, fewer texts and budgets, three rounds")] = False,
-    output: Annotated[Path | None, typer.Option(help="folder for peers.json, peers.md and peers.png")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder for peers.html, peers.json, peers.md and its picture")
+    ] = None,
 ) -> None:
     """Ours beside transformers, AdapterHub's library, PEFT and one full model per task: same weights, same texts.
 

@@ -86,7 +86,7 @@ QUICK = Grid(
     counts=(32, 1000),
     methods=(),
     widths=(),
-    budgets=(1024, 4096),
+    budgets=(512, 2048),
     length_names=(),
 )
 

@@ -101,7 +101,8 @@ def test_report_shows_every_row_with_its_target_or_error(tmp_path: Path, capsys:
     assert figure == {"name": "ours / peer", "value": 2.5, "target": ">= 2", "is_met": True}
     text = (tmp_path / "peers.md").read_text()
     assert "| peer | 40 | 2.50 (>= 2) | 1e-06 | 512 | 1.0 | 1,024.0 |" in text and "`the command`" in text
-    assert "- failed did not run: ImportError: no such thing" in text
+    for shown in (text, (tmp_path / "peers.html").read_text()):
+        assert "failed did not run: ImportError: no such thing" in shown
     assert (tmp_path / "peers.png").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "2.50 (>= 2)" in printed and "failed: ImportError: no such thing" in printed

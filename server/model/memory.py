@@ -1,9 +1,13 @@
-"""Host memory for activations."""
+"""Host memory: activations that come and go, and slots that must go as a whole."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
+
+import torch
+from torch import Tensor
 
 # mallopt's own numbers, and what they are set to.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -24,3 +28,12 @@ def keep_freed_memory() -> bool:
         return False
     wanted = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: KEPT_BYTES, _M_TOP_PAD: STEP_BYTES, _M_ARENA_MAX: 1}
     return all([mallopt(name, value) == 1 for name, value in wanted.items()])
+
+
+def pages(num_elements: int, dtype: torch.dtype) -> Tensor:
+    """[num_elements] of zeros in pages of their own, which go back to the system with the tensor.
+
+    Kept memory would not do for what lives long: blocks between activations leave holes that nothing fits.
+    """
+    size_bytes = num_elements * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, max(size_bytes, 1)), dtype=dtype, count=num_elements)

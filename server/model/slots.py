@@ -8,16 +8,19 @@ batches that use the slot wait for it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from mmap import PAGESIZE
 
 import torch
 from torch import Tensor
 
 from server.core import Adapter
+from server.model.memory import pages
 from server.model.streams import Mark, Streams, streams
 from server.model.weights import SlotWeights, view
 from server.primitives import AdapterSpec
 
-ALIGNMENT_BYTES = 512  # what device allocators round to; counted, so that the books match the device
+# What memory comes in; counted, so that the books match the device.
+CUDA_ALIGNMENT_BYTES = 512
 
 
 class SlotBank:
@@ -40,7 +43,8 @@ class SlotBank:
     def slot_bytes(self, adapter: Adapter) -> int:
         """Bytes that a slot for `adapter` takes on the device."""
         size = adapter.spec.num_elements * self._dtype.itemsize
-        return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        unit = CUDA_ALIGNMENT_BYTES if self._device.type == "cuda" else PAGESIZE
+        return -(-size // unit) * unit
 
     def write(self, slot: int, adapter: Adapter) -> None:
         """Copy an adapter's weights into `slot`; who reads it calls `settle` first."""
@@ -66,10 +70,10 @@ class SlotBank:
 
     def _copied(self, weights: Tensor) -> Tensor:
         """The weights on the device. Through pinned memory on their way to a GPU: the host waits for any other copy."""
-        if self._device.type == "cuda":
-            staged = torch.empty(weights.shape, dtype=self._dtype, pin_memory=True)
-            weights = staged.copy_(weights)
-        return weights.to(device=self._device, dtype=self._dtype, non_blocking=True, copy=True)
+        if self._device.type == "cpu":
+            return pages(len(weights), self._dtype).copy_(weights)
+        staged = torch.empty(weights.shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
+        return staged.copy_(weights).to(device=self._device, non_blocking=True)
 
     def _order(self, spec: AdapterSpec) -> int:
         """Adapters of one style everywhere share elementwise steps, so batches keep them together."""

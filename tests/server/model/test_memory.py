@@ -31,3 +31,26 @@ def _faults(how: str) -> int:
 
 def test_freed_blocks_are_used_again() -> None:
     assert _faults("kept") * 100 < _faults("given back")
+
+
+SLOTS = """
+from pathlib import Path
+import torch
+from server.model.memory import keep_freed_memory, pages
+keep_freed_memory()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+source = torch.ones(1_000_003)
+pages(1, torch.float32).copy_(source[:1])
+before = resident()
+slots = [pages(1_000_003, torch.float32).copy_(source) for _ in range(40)]
+slots, grown = slots[:1], resident() - before
+print(grown, resident() - before)
+"""
+
+
+def test_slots_take_their_own_bytes_and_give_them_back() -> None:
+    done = subprocess.run([sys.executable, "-c", SLOTS], capture_output=True, text=True, check=True)
+    grown, left = (int(text) / 4_000_012 for text in done.stdout.split())
+    assert 39.5 < grown < 41
+    assert left < 2

@@ -12,6 +12,7 @@ from adapters_cache.lowering import lower
 from adapters_cache.manifest import make_manifest
 from server.core import Adapter, BaseInfo
 from server.errors import MalformedCheckpoint
+from server.memory import pages
 
 
 @torch.no_grad()
@@ -37,8 +38,7 @@ def build_adapter(
             f"weights do not fit into {str(dtype).removeprefix('torch.')}: the largest is"
             f" {max(float(tensor.abs().max()) for tensor in tensors):g}; serve with a dtype of more range"
         )
-    if pin_memory:
-        values = values.pin_memory()
+    values = values.pin_memory() if pin_memory else pages(len(values), dtype).copy_(values)
     manifest = make_manifest(checkpoint, base)
     return Adapter(
         manifest=replace(manifest, name=name or manifest.name),

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.errors",),
     ("server.primitives", "server.config", "server.composition"),
     ("server.core", "server.expression"),
-    ("server.metrics",),
+    ("server.metrics", "server.memory"),
     ("server.totals",),
     (
         "server.admission",
@@ -45,7 +45,16 @@ ONLY_IN = {
     "grpc_health": ("server.api",),
     "grpc_reflection": ("server.api",),
     "grpc_status": ("server.api",),
-    "torch": ("server.model", "server.verify", "server.record", "server.app", "adapters_cache", "training", "loadtest"),
+    "torch": (
+        "server.model",
+        "server.memory",
+        "server.verify",
+        "server.record",
+        "server.app",
+        "adapters_cache",
+        "training",
+        "loadtest",
+    ),
     "prometheus_client": ("server.metrics", "server.totals", "server.app"),
 }
 

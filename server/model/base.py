@@ -20,13 +20,13 @@ from transformers.utils import logging as transformers_logging
 from server.config import ModelConfig
 from server.core import BaseInfo
 from server.errors import InvalidInput, UnsupportedConfig
+from server.memory import keep_freed_memory
 from server.model.attention import ATTENTION_NAME
 from server.model.dense import check_quantization
 from server.model.families import FAMILIES, Family
 from server.model.graphs import GraphedForward, graphs
 from server.model.heads import HeadBase
 from server.model.kernels import backend
-from server.model.memory import keep_freed_memory
 from server.model.packing import Packer
 from server.model.phases import HostPhase, to_device
 from server.model.sites import Phase, Stitching

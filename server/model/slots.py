@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from server.core import Adapter
-from server.model.memory import pages
+from server.memory import pages
 from server.model.streams import Mark, Streams, streams
 from server.model.weights import SlotWeights, view
 from server.primitives import AdapterSpec

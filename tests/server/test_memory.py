@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 import torch
-from server.model.memory import keep_freed_memory
+from server.memory import keep_freed_memory
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit("nothing to set")
 def faults():
@@ -36,7 +36,7 @@ def test_freed_blocks_are_used_again() -> None:
 SLOTS = """
 from pathlib import Path
 import torch
-from server.model.memory import keep_freed_memory, pages
+from server.memory import keep_freed_memory, pages
 keep_freed_memory()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -44,7 +44,9 @@ source = torch.ones(1_000_003)
 pages(1, torch.float32).copy_(source[:1])
 before = resident()
 slots = [pages(1_000_003, torch.float32).copy_(source) for _ in range(40)]
-slots, grown = slots[:1], resident() - before
+grown = resident() - before
+stays = torch.ones(10)
+slots = slots[:1]
 print(grown, resident() - before)
 """
 

@@ -1,4 +1,4 @@
-"""Host memory: activations that come and go, and slots that must go as a whole."""
+"""Host memory: activations that come and go, and adapters that must go as a whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def keep_freed_memory() -> bool:
     """Let glibc use freed blocks again instead of giving each back to the system; whether that could be set.
 
     An activation is tens of megabytes and lives for microseconds. Fresh from the system, each of its pages costs a page
-    fault: a tenth of a batch's time. For the whole process, all threads; nothing to set with other C libraries.
+    fault: a tenth of a batch's time. What lives long must not lie between them, see `pages`: memory goes back from its
+    end only. For the whole process, all threads; nothing to set with other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -26,7 +26,7 @@ from server.model.calibration import calibrate_runner
 from server.model.runner import Runner
 from server.model.slots import SlotBank
 from server.pipeline import Pipeline
-from server.probe import Prober, load_plain
+from server.probe import Prober, load_plain, tolerance_of
 from server.scheduler.scheduler import Scheduler
 from server.tokenizer import Tokenizer, serialized
 from server.totals import Totals
@@ -72,7 +72,7 @@ class App:
         config, metrics = self.config, self.metrics
         bank = SlotBank(base.device, base.dtype)
         runner = Runner(base, bank, metrics)
-        scheduling = await self._with_budget(runner)
+        scheduling = await self._with_budget(runner, base)
         runner.start()
         started.push_async_callback(asyncio.to_thread, runner.stop)
         residency = Residency(bank, config.cache.device_bytes, metrics)
@@ -81,7 +81,7 @@ class App:
         await scheduler.start()
         started.push_async_callback(scheduler.stop)
         is_cuda = base.device.type == "cuda"
-        prober = await self._start_prober(scheduler, started)
+        prober = await self._start_prober(base, scheduler, started)
         self.adapters = Adapters(
             config.cache,
             base.info,
@@ -98,19 +98,19 @@ class App:
         await self.compositions.start()
         return LocalEngine(self.compositions, scheduler, metrics, base.info)
 
-    async def _with_budget(self, runner: Runner) -> SchedulerConfig:
+    async def _with_budget(self, runner: Runner, base: Base) -> SchedulerConfig:
         """The scheduler's configuration with the batch budget that was asked for, or a measured one."""
         config = self.config.scheduler
         if not config.max_batch_tokens:
             loop = asyncio.get_running_loop()
-            found = await asyncio.to_thread(calibrate_runner, runner, loop, config.max_batch_samples)
+            found = await asyncio.to_thread(calibrate_runner, runner, loop, config, base.info.max_tokens)
             config = replace(config, max_batch_tokens=found.budget_tokens)
             rates = " ".join(f"{tokens}:{rate:.0f}" for tokens, rate in found.rates.items())
             log.info("batch_tokens=%d seconds=%.1f tokens/s %s", config.max_batch_tokens, found.seconds, rates)
         self.metrics.batch_budget(config.max_batch_tokens)
         return config
 
-    async def _start_prober(self, scheduler: Scheduler, started: AsyncExitStack) -> Prober | None:
+    async def _start_prober(self, base: Base, scheduler: Scheduler, started: AsyncExitStack) -> Prober | None:
         """What proves adapters at load, if that is asked for: it holds a second, plain copy of the base."""
         config = self.config
         if not config.cache.verify_at_load:
@@ -118,7 +118,8 @@ class App:
         plain = await asyncio.to_thread(load_plain, config.model)
         plain.start()
         started.push_async_callback(asyncio.to_thread, plain.stop)
-        return Prober(scheduler, plain, config.cache.verify_tolerance)
+        tolerance = config.cache.verify_tolerance or tolerance_of(_dtype_name(base))
+        return Prober(scheduler, plain, tolerance)
 
     def _start_http(self, started: AsyncExitStack) -> None:
         """Metrics, from a thread of their own: a scrape never waits for the event loop."""
@@ -161,6 +162,10 @@ def _describe(base: Base) -> adapters_pb2.Base:
         num_layers=info.num_layers,
         fingerprint=info.fingerprint,
         device=str(base.device),
-        dtype=str(base.dtype).removeprefix("torch."),
+        dtype=_dtype_name(base),
         max_tokens_per_input=info.max_tokens,
     )
+
+
+def _dtype_name(base: Base) -> str:
+    return str(base.dtype).removeprefix("torch.")

@@ -49,13 +49,14 @@ class CacheConfig:
     verify_at_load: bool = (
         False  # try what is loaded against a second, plain copy of the base: memory, slow cold starts
     )
-    verify_tolerance: float = 1e-3  # of |difference| / (1 + |plain|); more lets more through. bfloat16 needs about 0.1
+    # Of |difference| / (1 + |plain|); more lets more through. 0: by the dtype, 1e-3 in float32 and 0.1 in others.
+    verify_tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         _require_at_least(1, self, "device_bytes", "host_bytes", "max_concurrent_loads", "max_adapter_bytes")
         _require_seconds(self, "load_timeout_s")
-        if not 0 < self.verify_tolerance < math.inf:
-            raise InvalidInput(f"verify_tolerance {self.verify_tolerance:g} must be a number above 0")
+        if not 0 <= self.verify_tolerance < math.inf:
+            raise InvalidInput(f"verify_tolerance {self.verify_tolerance:g} must be a number, 0 or more")
         if self.load_timeout_s == 0:
             raise InvalidInput("load_timeout_s 0 must be more than 0")
 

@@ -105,6 +105,11 @@ def load_plain(model: ModelConfig) -> Plain:
     return Plain(load_base(replace(model, backend="reference")))
 
 
+def tolerance_of(dtype: str) -> float:
+    """What rounding explains, where nobody says otherwise: of |difference| / (1 + |plain|)."""
+    return 1e-3 if dtype == "float32" else 0.1
+
+
 class Prober:
     """Tries targets on the engine that serves.
 

@@ -66,13 +66,12 @@ def run(
 
 
 def _prove(adapter: str, model: ModelConfig, adapters: Path | None, tolerance: float) -> None:
-    from server.config import CacheConfig
     from server.errors import InvalidInput
-    from server.probe import NotProven, probe
+    from server.probe import NotProven, probe, tolerance_of
 
     if adapters is None:
         raise InvalidInput("--adapter needs --adapters, a folder whose sub-folders are adapters")
-    limit = CacheConfig().verify_tolerance * tolerance
+    limit = tolerance_of("float32") * tolerance
     try:
         error = probe(model, adapters, adapter, limit)
     except NotProven as refused:

@@ -59,6 +59,11 @@ class Peer:
         finally:
             del self._calling[number]
 
+    @property
+    def num_serving(self) -> int:
+        """Calls of the other side that have no outcome yet."""
+        return len(self._serving)
+
     def tell(self, name: str, *arguments: Any) -> None:
         """A call whose outcome is nobody's concern."""
         self._channel.send((CALL, next(self._numbers), name, arguments))
@@ -66,7 +71,9 @@ class Peer:
     def _receive(self, message: tuple[Any, ...]) -> None:
         kind, number = message[:2]
         if kind == CALL:
-            self._serving[number] = asyncio.create_task(self._serve(number, message[2], message[3]))
+            task = self._serving[number] = asyncio.create_task(self._serve(number, message[2], message[3]))
+            # Not in the task itself: cancelled before its first step, it would never get there.
+            task.add_done_callback(lambda _: self._serving.pop(number, None))
         elif kind == CANCEL:
             if number in self._serving:
                 self._serving[number].cancel()
@@ -82,8 +89,6 @@ class Peer:
             self._channel.send((RESULT, number, result))
         except Exception as error:
             self._channel.send((ERROR, number, as_adapterd_error(error)))
-        finally:
-            self._serving.pop(number, None)
 
     def _end(self) -> None:
         self._is_closed = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ class Supervisor:
         self._metrics = metrics
         self._totals = totals
         self._fronts: dict[int, FrontProcess] = {}  # those that take calls, by number
-        self._keepers: list[asyncio.Task[None]] = []
+        self._keepers: dict[int, asyncio.Task[None]] = {}  # by number
         self._is_stopping = False
         self._held = AsyncExitStack()
 
@@ -60,22 +61,21 @@ class Supervisor:
             held.push_async_callback(self._kill_all)
             await self._start_all(setup)
             self._held = held.pop_all()
-        self._keepers = [
-            asyncio.create_task(self._keep(replace(setup, number=number)), name=f"front {number}")
+        self._keepers = {
+            number: asyncio.create_task(self._keep(replace(setup, number=number)), name=f"front {number}")
             for number in range(api.frontends)
-        ]
+        }
         return port
 
     async def stop(self) -> None:
         """Every front drains; then none is left."""
         self._is_stopping = True
+        await _cancelled([keeper for number, keeper in self._keepers.items() if number not in self._fronts])
         drain_s = self._api.lame_duck_s + self._api.drain_timeout_s + STOP_MARGIN_S
         drains = [asyncio.create_task(self._drain(number)) for number in self._fronts]
         if drains:
             await asyncio.wait(drains, timeout=drain_s)
-        for task in (*drains, *self._keepers):
-            task.cancel()
-        await asyncio.gather(*drains, *self._keepers, return_exceptions=True)
+        await _cancelled([*drains, *self._keepers.values()])
         await self._held.aclose()
 
     async def _start_all(self, setup: Setup) -> None:
@@ -91,7 +91,8 @@ class Supervisor:
         number = setup.number
 
         async def counted(snapshot: Snapshot) -> None:
-            self._totals.put(number, snapshot)
+            if self._fronts.get(number) is front:  # what comes after its end has been added up already
+                self._totals.put(number, snapshot)
 
         front = FrontProcess({**self._handlers, "counted": counted})
         await front.start(setup)
@@ -134,3 +135,10 @@ class Supervisor:
     async def _kill_all(self) -> None:
         for front in self._fronts.values():
             await front.kill()
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Until all have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -58,10 +58,11 @@ class Base:
 
     def run(self, phases: Sequence[HostPhase]) -> Tensor:
         """Bring a pass to the device and compute it; see `forward`. To be read before the next pass begins."""
-        hidden = self.graphs.run(phases, self.forward) if self.graphs is not None else None
-        if hidden is not None:
-            return hidden
-        return self.forward(to_device(phases, self.device))
+        try:
+            hidden = self.graphs.run(phases, self.forward) if self.graphs is not None else None
+            return self.forward(to_device(phases, self.device)) if hidden is None else hidden
+        finally:
+            self.stitching.end()
 
     def forward(self, phases: Sequence[Phase]) -> Tensor:
         """Hidden states [T, H] of the last layer, in the order of the last phase. One caller at a time."""

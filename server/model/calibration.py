@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.config import SchedulerConfig
 from server.core import Batch, Encoding, Pooling, Sample, TokenInput, target_of
 
 LENGTH = 32  # tokens of a measured sample
@@ -40,24 +41,27 @@ class Calibration:
 
 
 def calibrate(
-    run: Callable[[int], object], max_samples: int, clock: Callable[[], float] = time.perf_counter
+    run: Callable[[int], object],
+    max_samples: int,
+    length: int = LENGTH,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
     """Measure batches of doubling size until they no longer gain, or the time for it is used up.
 
-    run           computes that many samples of LENGTH tokens, and returns when they are done
+    run           computes that many samples of `length` tokens, and returns when they are done
     max_samples   of a batch
     """
     started, rates, num_flat, tokens = clock(), dict[int, float](), 0, SMALLEST
-    run(SMALLEST // LENGTH)  # the first pass of a process is slower than any other
+    run(SMALLEST // length)  # the first pass of a process is slower than any other
     while True:
-        seconds = min(_timed(run, tokens // LENGTH, clock) for _ in range(REPEATS))
+        seconds = min(_timed(run, tokens // length, clock) for _ in range(REPEATS))
         before = max(rates.values(), default=0.0)
         rates[tokens] = tokens / seconds
         num_flat = num_flat + 1 if rates[tokens] < FLAT * before else 0
         elapsed = clock() - started
         tokens *= 2
         would_take = elapsed + 2 * REPEATS * seconds  # twice the tokens
-        if num_flat == 2 or tokens > min(LARGEST, max_samples * LENGTH) or would_take > MAX_SECONDS:
+        if num_flat == 2 or tokens > min(LARGEST, max_samples * length) or would_take > MAX_SECONDS:
             return Calibration(rates, elapsed)
 
 
@@ -65,19 +69,21 @@ class Runner(Protocol):
     def execute(self, batch: Batch) -> object: ...
 
 
-def calibrate_runner(runner: Runner, loop: AbstractEventLoop, max_samples: int) -> Calibration:
+def calibrate_runner(runner: Runner, loop: AbstractEventLoop, config: SchedulerConfig, max_tokens: int) -> Calibration:
     """The same with a runner on the calling thread, before it has a thread of its own. The base alone runs.
 
-    loop   of the replies, which nobody waits for
+    loop         of the replies, which nobody waits for
+    max_tokens   of one input
     """
-    ids = (0,) * LENGTH
+    length = min(LENGTH, max_tokens)
+    ids = (0,) * length
     text, nobody = Encoding(ids, ids, TokenInput(ids)), target_of(None)
 
     def run(num_samples: int) -> None:
         samples = [Sample(text, nobody, Pooling.CLS, loop.create_future(), None) for _ in range(num_samples)]
         runner.execute(Batch(samples, {}))
 
-    return calibrate(run, max_samples)
+    return calibrate(run, config.max_batch_samples, length)
 
 
 def _timed(run: Callable[[int], object], num_samples: int, clock: Callable[[], float]) -> float:

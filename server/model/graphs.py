@@ -82,9 +82,12 @@ class GraphedForward:
         return hidden
 
     def _captured(self, work: Pass) -> Pass | None:
-        """None where this fails, and then it is not tried again: passes are launched as if there were no graphs."""
+        """None where this fails; unless it lacked memory it is not tried again, and passes are launched."""
         try:
             return self._capture(work)
+        except torch.OutOfMemoryError:
+            log.warning("no memory to capture a pass now; it is launched")
+            return None
         except RuntimeError:
             log.exception("a pass could not be captured; from now on none is replayed")
             self._is_off = True
@@ -131,7 +134,8 @@ class CudaCapture:
         self._pool: Any = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Pass) -> Pass:
-        with torch.cuda.device(self._device):
+        # A capture that fails may not give the stream back by itself.
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             self._warm_up(work)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

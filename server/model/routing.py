@@ -250,10 +250,6 @@ class RoutingPlan:
         return Tree(group.start, group.end, node, group.samples, weights, fusions)
 
 
-def _continues(last: Segment, segment: Segment) -> bool:
-    return last.end == segment.start and last.weights.style == segment.weights.style
-
-
 def pruned(node: Node, keep: Callable[[int], bool]) -> Node | None:
     """The tree with only the leaves that `keep` wants; in a Split the others pass through, as slot 0."""
     if isinstance(node, Leaf):

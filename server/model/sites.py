@@ -72,6 +72,12 @@ class Stitching:
         first, *self._waiting = phases
         self.packed, self.plan, self._launches, self._origin = first.packed, first.plan, first.launches, None
 
+    def end(self) -> None:
+        """Forget the pass: its plan would keep slots alive that are given up."""
+        self.packed = self.plan = self._launches = self._origin = self.layer_input = None
+        self._waiting = []
+        self._seen.clear()
+
     def deltas(self, layer: int, projection: Projection) -> Sequence[DeltaGroup]:
         if self._probe is not None:
             return self._probe(layer, projection)

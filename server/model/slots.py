@@ -72,8 +72,10 @@ class SlotBank:
         """The weights on the device. Through pinned memory on their way to a GPU: the host waits for any other copy."""
         if self._device.type == "cpu":
             return pages(len(weights), self._dtype).copy_(weights)
-        staged = torch.empty(weights.shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
-        return staged.copy_(weights).to(device=self._device, non_blocking=True)
+        if weights.dtype is not self._dtype or not weights.is_pinned():
+            staged = torch.empty(weights.shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
+            weights = staged.copy_(weights)
+        return weights.to(device=self._device, non_blocking=True)
 
     def _order(self, spec: AdapterSpec) -> int:
         """Adapters of one style everywhere share elementwise steps, so batches keep them together."""

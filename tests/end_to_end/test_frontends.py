@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapterd import AsyncClient, Error, calls, predict_request
 from adapterd.v1 import inference_pb2 as v1
 from server.app import App
-from server.config import ApiConfig, CacheConfig, ModelConfig, ServerConfig
+from server.config import ApiConfig, CacheConfig, ModelConfig, SchedulerConfig, ServerConfig
 from server.core import BaseInfo
 from server.errors import InvalidInput
 from server.fronts.front import PUSH_S
@@ -86,6 +86,7 @@ def module_config(base_path: Path, folder: Path) -> ServerConfig:
     return ServerConfig(
         model=ModelConfig(base=str(base_path), device="cpu", num_threads=1),
         cache=CacheConfig(adapters=(folder,)),
+        scheduler=SchedulerConfig(max_batch_tokens=1024),  # nothing to measure
         api=replace(api, frontends=NUM_FRONTS),
     )
 
@@ -312,6 +313,25 @@ async def test_a_front_that_is_killed_is_replaced_and_the_others_go_on(several: 
         assert min(counts()) > 0
         gate.open()
         await asyncio.gather(*waiting)
+
+
+def children() -> set[int]:
+    """Processes that this one started and that are not over."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+async def test_a_server_that_stops_while_a_front_is_replaced_leaves_none(module_config: ServerConfig) -> None:
+    before = children()
+    app = App(replace(module_config, api=replace(module_config.api, frontends=1)))
+    await app.start()
+    [pid] = app.fronts.pids.values()
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not app.fronts.pids)
+    await until(lambda: bool(children() - before - {pid}))  # the next one is on its way
+    async with asyncio.timeout(10):
+        await app.stop()
+    assert children() == before
 
 
 async def test_a_taken_port_is_an_error_that_names_it(several: App, single: App, module_config: ServerConfig) -> None:

@@ -12,7 +12,10 @@ from server.errors import InvalidInput
 
 SECTIONS: tuple[type[Any], ...] = (ModelConfig, CacheConfig, SchedulerConfig, ApiConfig)
 NUMBERS = [(kind, field.name) for kind in SECTIONS for field in fields(kind) if field.type in ("int", "float")]
-MAY_BE_ZERO = {"num_threads", "max_batch_tokens", "port", "http_port", "drain_timeout_s", "lame_duck_s", "frontends"}
+MAY_BE_ZERO = {
+    *("num_threads", "max_batch_tokens", "verify_tolerance", "port", "http_port"),
+    *("drain_timeout_s", "lame_duck_s", "frontends"),
+}
 
 
 @pytest.mark.parametrize(("kind", "name"), NUMBERS)

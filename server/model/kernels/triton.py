@@ -122,12 +122,6 @@ def _site_segments(
     return spans, segments, others
 
 
-def _run_words(run: Run, dtype: torch.dtype) -> list[tuple[int, int, Words]]:
-    """Rows and words of a run's segments, none where the kernel cannot compute all of them."""
-    own = [(s.start, s.end, words) for s in run.segments if (words := bottleneck_words(s.weights, dtype)) is not None]
-    return own if len(own) == len(run.segments) else []
-
-
 def launch_site(out: Tensor, hidden: Tensor, residual: Tensor, norm: nn.Module, at: Table, closes: bool) -> None:
     """One launch of `triton_bottleneck`."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)

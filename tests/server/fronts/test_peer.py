@@ -145,3 +145,20 @@ async def test_what_is_sent_in_one_turn_of_the_loop_is_one_frame(pair: Pair, mon
     monkeypatch.setattr("server.fronts.channel.pickle.dumps", noting)
     await asyncio.gather(*(pair.near.call("echo", value) for value in range(20)))
     assert frames == [20, 20]
+
+
+async def test_a_call_that_is_left_before_it_begins_leaves_nothing(pair: Pair) -> None:
+    began: list[int] = []
+
+    async def work(number: int) -> None:
+        began.append(number)
+        await asyncio.sleep(60)
+
+    pair.handlers["work"] = work
+    calls = [asyncio.create_task(pair.near.call("work", number)) for number in range(5)]
+    await asyncio.sleep(0)  # sent, and not read yet
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    assert pair.far.num_serving == 0 and not began

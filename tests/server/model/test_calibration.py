@@ -25,7 +25,7 @@ class Device:
 
 
 def _budget(device: Device, max_samples: int = 1 << 20) -> int:
-    return calibrate(device.run, max_samples, lambda: device.now).budget_tokens
+    return calibrate(device.run, max_samples, clock=lambda: device.now).budget_tokens
 
 
 @pytest.mark.parametrize("fixed_tokens", (16, 100, 400))
@@ -43,7 +43,7 @@ def test_batches_that_no_longer_fit_a_cache_are_not_chosen() -> None:
 
 def test_slow_devices_are_not_measured_for_long() -> None:
     device = Device(0.1, 1e-3)
-    calibrate(device.run, 1 << 20, lambda: device.now)
+    calibrate(device.run, 1 << 20, clock=lambda: device.now)
     assert device.now < 5
 
 

@@ -215,6 +215,20 @@ def test_a_capture_that_fails_is_logged_and_leaves_passes_as_they_were(
     assert len(tried) == 1 and "could not be captured" in caplog.text
 
 
+def test_a_capture_that_lacks_memory_is_tried_again(base: Base) -> None:
+    failures = [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def capture(work: Pass) -> Pass:
+        if failures:
+            raise failures.pop()
+        return work
+
+    graphed, bank = GraphedForward(CPU, capture), slots(base, (3,))
+    with torch.inference_mode():
+        first, second = (graphed.run([phase_of(base, bank, [Leaf(1)], [10])], base.forward) for _ in range(2))
+    assert first is None and second is not None
+
+
 def test_where_passes_cannot_be_captured_there_are_no_graphs() -> None:
     assert graphs(CPU, torch.bfloat16, 768) is None
     assert graphs(torch.device("cuda"), torch.float32, 768) is None

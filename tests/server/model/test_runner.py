@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import PAGESIZE
@@ -231,3 +233,16 @@ async def test_a_failure_between_two_batches_is_its_own(
     await asyncio.to_thread(runner.stop)
     assert isinstance(second, Internal) and isinstance(first, list) and isinstance(third, list)
     assert isinstance(first[0], SampleOutput) and isinstance(third[0], SampleOutput)
+
+
+async def test_nothing_keeps_the_weights_of_a_slot_that_was_freed(base: Base) -> None:
+    bank = SlotBank(base.device, base.dtype)
+    runner = Runner(base, bank, Metrics())
+    samples = [sample(make_adapter(base, 1, Task.CLASSIFICATION), 5, 1)]
+    given = leases(samples)
+    runner.execute(Batch(samples, given))
+    [slot] = {lease.slot for lease in given.values() if lease.slot}
+    flat = weakref.ref(next(iter(bank[slot].sites.values())).down.weight)
+    bank.free(slot)
+    gc.collect()
+    assert flat() is None

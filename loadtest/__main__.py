@@ -281,7 +281,7 @@ def peers(
         peers=tuple(peer or known),
         num_adapters=adapters,
         num_tokens=tokens or (2048 if quick else 4096),
-        budgets=tuple(budget or ((256, 2048) if quick else (256, 512, 1024, 2048, 4096))),
+        budgets=tuple(budget or ((128, 512, 2048) if quick else (64, 128, 256, 512, 1024, 2048, 4096))),
         rounds=3 if quick else rounds,
         threads=threads or all_threads(),
         device=device,

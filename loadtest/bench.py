@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from adapters_cache.formats.checkpoint import Checkpoint
 from adapters_cache.formats.configs import canonical_config
 from server.core import Adapter, Batch, Encoding, Pooling, Sample, SampleOutput, SlotLease, Target
 from server.model.base import Base
+from server.model.runner import Runner
 from training.parameters import new_checkpoint, new_head
 
 METHOD = "seq_bn[reduction_factor=16]"
@@ -43,6 +44,18 @@ def batch_of(pairs: Sequence[tuple[Encoding, Target]], slots: Mapping[str, int])
         reply: asyncio.Future[SampleOutput] = _LOOP.create_future()
         samples.append(Sample(text, target, Pooling.CLS, reply, None))
     return Batch(samples, leases)
+
+
+def run_all(runner: Runner, batches: Iterable[Batch]) -> None:
+    """As a server's runner does: on a GPU the next batch is launched before the results of the last are waited for."""
+    finish: Callable[[], object] | None = None
+    for batch in batches:
+        launched = runner.launch(batch)
+        if finish is not None:
+            finish()
+        finish = launched
+    if finish is not None:
+        finish()
 
 
 def random_adapter(base: Base, seed: int, method: str = METHOD) -> Adapter:

@@ -64,9 +64,9 @@ class Row:
         return self.num_samples / statistics.median(self.seconds)
 
     def ratio(self, other: Row) -> float:
-        """How many times as fast as `other`: the median over rounds of the two runs of one round."""
+        """How many times the tokens/s of `other`: the median over rounds of the two runs of one round."""
         pairs = zip(self.seconds, other.seconds, strict=True)
-        return statistics.median(theirs / own for own, theirs in pairs)
+        return statistics.median(theirs / own for own, theirs in pairs) * self.num_tokens / other.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ class Knee:
 class Report:
     plan: Plan
     machine: dict[str, str]
+    is_cuda: bool = False
     results: list[Result] = field(default_factory=list)
     knee: Knee | None = None
     alone: tuple[list[float], list[float]] = ((), ())  # type: ignore[assignment]
@@ -116,15 +117,15 @@ def run(plan: Plan) -> Report:
         task = bar.add_task(f"{plan.base}: loading", total=None)
         source = bert_base_folder(Path(folder)) if plan.base == "bert-base" else plan.base
         bench = _Bench(source, plan)
-        report = Report(plan, machine(plan.device, plan.dtype))
-        axes = plan.grid.axes(bench.base.info.hidden_size)
-        bar.update(task, total=sum(len(axis.cases) for axis in axes) * (plan.rounds + 1) + 3)
+        report = Report(plan, machine(plan.device, plan.dtype), bench.base.device.type == "cuda")
 
         def tick(what: str) -> None:
             bar.update(task, description=f"{plan.base}: {what}", advance=1)
 
-        tick("the knee")
+        bar.update(task, description=f"{plan.base}: the knee")
         report.knee = bench.knee()
+        axes = plan.grid.with_budget(report.knee.budget_tokens).axes(bench.base.info.hidden_size)
+        bar.update(task, total=sum(len(axis.cases) for axis in axes) * (plan.rounds + 1) + 2)
         tick("one text alone")
         report.alone = bench.alone()
         tick("layers")
@@ -235,7 +236,7 @@ class _Bench:
 def figures(report: Report) -> list[Figure]:
     """What the targets are about, as far as the plan measured it."""
     found: list[Figure] = []
-    is_cuda = report.machine["dtype"] != "float32"
+    is_cuda = report.is_cuda
     by_axis = {result.axis.name: result for result in report.results}
     if mixes := by_axis.get("adapter mix"):
         rows = {row.case.mix: row for row in mixes.rows}
@@ -252,6 +253,10 @@ def figures(report: Report) -> list[Figure]:
         padded = max((r for r in budgets.rows if r.case.mix == PADDED), key=lambda row: row.tokens_per_s)
         limit = 3.0 if is_cuda else 1.8
         found.append(at_least("distinct adapters / transformers, padded, without", best.ratio(padded), limit))
+    if report.knee and budgets:
+        own = next(r for r in budgets.rows if r.case.mix == "distinct" and r.case.budget == report.knee.budget_tokens)
+        name = f"distinct adapters / base only, {own.case.budget} tokens per batch (the knee)"
+        found.append(at_least(name, budgets.against_base(own), 0.97))
     if report.knee:
         reached, limit_rate = report.knee.flops_per_s
         found.append(

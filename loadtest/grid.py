@@ -58,6 +58,10 @@ class Grid:
     budgets: Sequence[int] = (256, 512, 1024, 2048, 4096, 8192, 16384)
     length_names: Sequence[str] = ("log-normal", "all 32", "all 128", "uniform 4-256")
 
+    def with_budget(self, budget: int) -> Grid:
+        """The same with one more value of tokens per batch, where that is varied."""
+        return replace(self, budgets=sorted({*self.budgets, budget})) if self.budgets else self
+
     def axes(self, hidden_size: int) -> list[Axis]:
         centre = Case("distinct", self.num_adapters, METHOD, self.budget, self.lengths)
         axes = [

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
-
-import torch
 
 from adapters_cache.build import build_adapter
 from adapters_cache.formats.adapterhub import read_checkpoint
-from loadtest.bench import batch_of
+from loadtest.bench import batch_of, run_all
 from server.config import ModelConfig
 from server.core import Adapter, Batch, Encoding, Target, TokenInput, target_of
 from server.metrics import Metrics
@@ -58,7 +57,6 @@ class _Engine:
     def __init__(self, offline: Offline) -> None:
         base = load_base(offline.model)
         bank = SlotBank(base.device, base.dtype)
-        self._is_cuda = base.device.type == "cuda"
         self._runner = Runner(base, bank, Metrics())
         self.adapters: list[Adapter] = [
             build_adapter(read_checkpoint(folder), base.info, base.dtype, base) for folder in offline.adapters
@@ -70,18 +68,19 @@ class _Engine:
 
     def tokens_per_s(self, max_batch_tokens: int, seconds: float) -> float:
         batches = self._batches(max_batch_tokens)
-        self._run(batches[0])
+        run_all(self._runner, batches[:1])
         num_tokens, started = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < seconds or not num_tokens:
-            for batch in batches:
-                self._run(batch)
-                num_tokens += batch.num_tokens
-        return num_tokens / elapsed
 
-    def _run(self, batch: Batch) -> None:
-        self._runner.execute(batch)
-        if self._is_cuda:
-            torch.cuda.synchronize()
+        def until_time_is_up() -> Iterator[Batch]:
+            nonlocal num_tokens
+            for batch in cycle(batches):
+                if num_tokens and time.perf_counter() - started >= seconds:
+                    return
+                num_tokens += batch.num_tokens
+                yield batch
+
+        run_all(self._runner, until_time_is_up())
+        return num_tokens / (time.perf_counter() - started)
 
     def _batches(self, max_batch_tokens: int) -> Sequence[Batch]:
         """Full ones: texts and adapters go on in turn from one to the next."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from loadtest.bench import batch_of, random_adapter
+from loadtest.bench import batch_of, random_adapter, run_all
 from loadtest.device import resident_bytes
 from server.config import ModelConfig
 from server.core import Adapter, Encoding, target_of
@@ -73,5 +73,7 @@ class Resident:
     def run(self, batches: Sequence[Sequence[Encoding]], adapters: Sequence[Adapter | None]) -> None:
         """Every batch, one after the other; `adapters` are those of all samples in order."""
         given = iter(adapters)
-        for texts in batches:
-            self._runner.execute(batch_of([(text, target_of(next(given))) for text in texts], self._slots))
+        run_all(
+            self._runner,
+            (batch_of([(text, target_of(next(given))) for text in texts], self._slots) for texts in batches),
+        )

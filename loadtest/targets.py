@@ -14,22 +14,25 @@ from loadtest.figures import Figure
 
 
 def collected(paths: Iterable[Path]) -> list[tuple[str, Figure]]:
-    """Each figure with the report it is from: JSON files, or folders with such files anywhere below.
+    """Each figure with the report and base it is from: JSON files, or folders with such files anywhere below.
 
     raises ValueError where there is none
     """
     paths = list(paths)
     files = [file for path in paths for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
-    found = [(file.stem, Figure(**figure)) for file in files for figure in _figures(file)]
+    found = [found for file in files for found in _figures(file)]
     if not found:
         raise ValueError(f"no report with figures in {', '.join(map(str, paths))}; run a benchmark with --output first")
     return found
 
 
-def _figures(file: Path) -> list[dict[str, Any]]:
-    report = json.loads(file.read_text(encoding="utf-8"))
-    figures: list[dict[str, Any]] = report.get("figures", []) if isinstance(report, dict) else []
-    return figures
+def _figures(file: Path) -> list[tuple[str, Figure]]:
+    report: Any = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(report, dict):
+        return []
+    base = report.get("plan", report).get("base", "")
+    source = f"{file.stem}, {base}" if base else file.stem
+    return [(source, Figure(**figure)) for figure in report.get("figures", [])]
 
 
 def print_targets(figures: Iterable[tuple[str, Figure]]) -> None:

@@ -65,7 +65,7 @@ class PeersBench:
                 self._time(runs)
                 bar.advance(task)
         rows = [_row(run, self._ours(run, runs), material, plan) for run in runs]
-        return PeersReport(machine(plan.device, plan.dtype), plan.command, plan.workload, rows)
+        return PeersReport(machine(plan.device, plan.dtype), plan.command, plan.workload, rows, plan.base)
 
     def _started(self, material: Material, folder: Path, stack: ExitStack, tell: Callable[[str], None]) -> list[Run]:
         """Everybody loaded, in a process each; ours first."""

@@ -37,8 +37,9 @@ A padded batch holds rows x longest text within its token budget, ours holds tok
 the same budgets, tried before the rounds. Nobody reorders arrivals, except that `BatchSplit` needs the texts of one
 adapter beside each other and orders each batch so. No mask is passed where there is no padding.
 
-Every contender is a process of its own with the same number of threads. They run in turn, round by round; ratios are
-medians of the rounds' own. Tokens/s count real tokens. Padding and batching are within the time, tokenizing is not.
+Every contender is a process of its own with the same number of threads, and none has settings of its own from outside:
+what ours sets at its start (weights packed, freed memory kept) is part of it. They run in turn, round by round; ratios
+are medians of the rounds' own. Tokens/s count real tokens. Padding and batching are within the time, tokenizing is not.
 
 A batch is in tokens. Memory per task is what one more adapter or model takes, process memory what is resident after
 loading.

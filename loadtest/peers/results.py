@@ -54,14 +54,17 @@ class PeersReport:
     command: str
     workload: str
     rows: Sequence[Row]
+    base: str = ""
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        """Of the peers that have a target and ran."""
+        """Of the peers that have a target. One that did not run stands there with its error, as missed."""
         return tuple(
             at_least(f"ours / {row.title}", row.ratio, row.target)
+            if row.ratio is not None
+            else at_least(f"ours / {row.title}: {row.error or 'ours did not run'}", 0.0, row.target)
             for row in self.rows
-            if row.ratio is not None and row.target is not None
+            if row.target is not None
         )
 
 

@@ -41,6 +41,11 @@ def test_ratio_is_of_the_runs_of_one_round() -> None:
     assert slow.tokens_per_s == 100.0 and slow.samples_per_s == 3.125
 
 
+def test_ratio_counts_tokens_where_runs_are_unlike() -> None:
+    long = Row(CENTRE, 20, 640, [2.0])
+    assert long.ratio(_row(CENTRE.reference, [1.0])) == 1.0
+
+
 def test_every_case_has_its_reference_in_the_same_rounds() -> None:
     for axis in Grid().axes(768):
         assert {case.reference for case in axis.cases} <= set(axis.cases)
@@ -71,7 +76,7 @@ def test_targets_are_held_against_the_right_rows() -> None:
     cases = [CENTRE.reference, replace(CENTRE, mix="identical"), CENTRE]
     rows = [_row(case, seconds) for case, seconds in zip(cases, ([1.0], [2.0], [4.0]), strict=True)]
     plan = Plan("tiny", Grid(), 1, 64, "cpu", "float32", "")
-    report = Report(plan, {"dtype": "float32"}, [Result(Axis("adapter mix", "mix", tuple(cases)), rows)])
+    report = Report(plan, {}, results=[Result(Axis("adapter mix", "mix", tuple(cases)), rows)])
     assert [(figure.value, figure.is_met) for figure in figures(report)] == [(0.25, False), (0.5, False)]
 
 

@@ -78,7 +78,7 @@ def engine(
     values: dict[str, Any] = {name: tuple(own) for name, own in given.items() if own}
     values |= {field: () for name, field in AXES.items() if axis and name not in axis}
     centre = budget or (2048 if quick else 4096)
-    grid = replace(QUICK if quick else Grid(), budget=centre, num_adapters=adapters, **values)
+    grid = replace(QUICK if quick else Grid(), budget=centre, num_adapters=adapters, **values).with_budget(centre)
     report = run(
         Plan(
             base=base,

@@ -55,7 +55,7 @@ class Grid:
     counts: Sequence[int] = (1, 8, 32, 128, 1000)
     methods: Sequence[str] = ("seq_bn", "double_seq_bn", "par_bn", "compacter", "lora", "ia3", "prefix_tuning", "mam")
     widths: Sequence[int] = (4, 16, 64, 256)
-    budgets: Sequence[int] = (256, 512, 1024, 2048, 4096, 8192, 16384)
+    budgets: Sequence[int] = (256, 512, 1024, 2048, 4096, 8192)
     length_names: Sequence[str] = ("log-normal", "all 32", "all 128", "uniform 4-256")
 
     def with_budget(self, budget: int) -> Grid:

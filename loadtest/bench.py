@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import BertConfig, BertModel
+from transformers.utils import logging as transformers_logging
 
 from adapters_cache.build import build_adapter
 from adapters_cache.formats.checkpoint import Checkpoint
@@ -71,11 +72,11 @@ def random_checkpoint(base: Base, seed: int, method: str = METHOD) -> Checkpoint
     return new_checkpoint(f"a{seed}", base.info, config, head, seed, base)
 
 
-def bert_base_folder(folder: Path) -> str:
+def save_bert_base(folder: Path) -> None:
     """bert-base's shape with random weights: what the arithmetic costs does not depend on their values."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     BertModel(BertConfig()).save_pretrained(folder)
-    return str(folder)
 
 
 def machine(device: str, dtype: str) -> dict[str, str]:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +13,8 @@ from pathlib import Path
 from adapterd import AsyncClient
 from adapters_cache.formats.adapterhub import write_checkpoint
 from loadtest import workload
-from loadtest.bench import bert_base_folder, random_checkpoint
+from loadtest.bench import random_checkpoint, save_bert_base
+from loadtest.children import serving
 from loadtest.offline import Offline
 from loadtest.scenarios import Plan
 from loadtest.texts import load_tokenizer, make_texts
@@ -81,7 +77,9 @@ def _started(plan: Plan) -> Iterator[Deployment]:
         folders = publish(base, folder / "adapters", plan.num_adapters + NUM_COLD)
         warm = folders[: plan.num_adapters]
         names = tuple(path.name for path in warm)
-        with serving(model, folder / "adapters", plan.settings) as server:
+        options = ["--base", model.base, "--adapters", str(folder / "adapters"), "--device", model.device]
+        options += ["--dtype", model.dtype, *(part for setting in plan.settings for part in ("--set", setting))]
+        with serving(*options) as (server, _):
             digests = load_all(server, names)
             cold = tuple(path.name for path in folders[plan.num_adapters :])
             offline = Offline(model, warm, token_ids)
@@ -105,7 +103,7 @@ def base_source(name: str, folder: Path) -> str:
     if name != BERT_BASE:
         return name
     path = folder / BERT_BASE
-    bert_base_folder(path)
+    save_bert_base(path)
     for file in TOKENIZER_FILES:
         if (source := Path(locate("minilm")) / file).exists():
             shutil.copy(source, path / file)
@@ -120,35 +118,6 @@ def publish(base: Base, folder: Path, num: int) -> tuple[Path, ...]:
         paths.append(folder / checkpoint.name)
         write_checkpoint(paths[-1], checkpoint, base.info)
     return tuple(paths)
-
-
-@contextmanager
-def serving(model: ModelConfig, adapters: Path, settings: Sequence[str]) -> Iterator[str]:
-    """Address of a server of its own, as `adapterd serve` starts it. Raises RuntimeError with what it said last."""
-    command = [sys.executable, "-m", "server", "serve", "--base", model.base, "--adapters", str(adapters)]
-    command += ["--device", model.device, "--dtype", model.dtype, "--port", "0", "--http-port", "0"]
-    command += [part for setting in settings for part in ("--set", setting)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        port = _port(process.stderr)
-        # The rest of the log goes by unread, or the server would wait for its reader.
-        rest = threading.Thread(target=deque, args=(process.stderr, 0))
-        rest.start()
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            rest.join()
-
-
-def _port(log: Iterable[str]) -> int:
-    """Read the log up to the line that has it."""
-    lines: deque[str] = deque(maxlen=20)
-    for line in log:
-        lines.append(line)
-        if found := re.search(r"grpc_port=(\d+)", line):
-            return int(found[1])
-    raise RuntimeError("the server ended before it served:\n" + "".join(lines))
 
 
 def load_all(server: str, names: Sequence[str]) -> tuple[str, ...]:

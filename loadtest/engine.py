@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from rich.progress import Progress
 from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
 
 from loadtest import workload
-from loadtest.bench import METHOD, bert_base_folder, machine
+from loadtest.bench import METHOD, machine, save_bert_base
 from loadtest.device import bandwidth, linear_elements, matmul_rate, num_operations, seconds_of
 from loadtest.figures import Figure, at_least, at_most
 from loadtest.grid import BASE_ONLY, PADDED, Axis, Case, Grid, deal
@@ -115,7 +116,9 @@ def run(plan: Plan) -> Report:
     """Measure everything of `plan`."""
     with Progress() as bar, tempfile.TemporaryDirectory() as folder:
         task = bar.add_task(f"{plan.base}: loading", total=None)
-        source = bert_base_folder(Path(folder)) if plan.base == "bert-base" else plan.base
+        source = plan.base
+        if plan.base == "bert-base":
+            save_bert_base(Path(source := folder))
         bench = _Bench(source, plan)
         report = Report(plan, machine(plan.device, plan.dtype), bench.base.device.type == "cuda")
 
@@ -144,6 +147,7 @@ class _Bench:
         self._plan = plan
         self.engine = Resident(source, plan.device, plan.dtype)
         self.base: Base = self.engine.base
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the pooler is left out on purpose
         self._plain = AutoModel.from_pretrained(
             locate(source), dtype=self.base.dtype, attn_implementation="sdpa", add_pooling_layer=False
         )

@@ -37,6 +37,7 @@ AXES = {
     "tokens per batch": "Distinct adapters, the base alone, and plain transformers without adapters on padded batches.",
     "text lengths": "Distinct adapters on other texts.",
 }
+PICTURES = {"tokens per batch": "budget", "resident adapters, zipf": "count", "knee": "knee"}
 
 
 def print_report(report: Report) -> None:
@@ -57,9 +58,10 @@ def write_report(folder: Path, report: Report) -> None:
     plots = {name: Plot(svg_of(draw, name), caption) for name, (draw, caption) in draws.items()}
     page = _page(report, plots)
     page.write(folder / "engine.html")
+    files = {name: f"engine-{PICTURES[name]}.png" for name in draws}
     for name, (draw, _) in draws.items():
-        save_png(draw, folder / f"engine-{name}.png")
-    pictures = {plot.svg: f"engine-{name}.png" for name, plot in plots.items()}
+        save_png(draw, folder / files[name])
+    pictures = {plot.svg: files[name] for name, plot in plots.items()}
     (folder / "engine.md").write_text(markdown.document(page, pictures), encoding="utf-8")
 
 

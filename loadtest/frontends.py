@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +15,7 @@ from rich.progress import Progress
 from adapterd import Client, predict_request
 from loadtest.bench import machine
 from loadtest.callers import Callers, Load, callers
+from loadtest.children import serving
 from loadtest.tiny import make_adapters, make_base, make_text
 
 NUM_ADAPTERS = 8
@@ -116,31 +113,13 @@ def _cpu_s(pids: Sequence[int]) -> float:
 
 @contextmanager
 def _serving(base: Path, adapters: Path, frontends: int) -> Iterator[_Server]:
-    command = [sys.executable, "-m", "server", "serve", "--base", str(base), "--adapters", str(adapters)]
-    command += ["--device", "cpu", "--port", "0", "--http-port", "0", "--frontends", str(frontends)]
-    command += ["--set", "model.num_threads=1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            address = f"127.0.0.1:{_port(process)}"
-            with Client(address) as client:
-                for adapter in client.list():
-                    client.load(adapter.name)
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            yield _Server(address, process.pid, tuple(int(pid) for pid in children))
-        finally:
-            process.terminate()
-
-
-def _port(process: subprocess.Popen[str]) -> int:
-    """Read the log up to the port; the rest goes by in a thread, or the server would wait for its reader."""
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if found := re.search(r"grpc_port=(\d+)", line):
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            return int(found[1])
-    raise RuntimeError("the server ended before it served:\n" + "".join(said))
+    options = ["--base", str(base), "--adapters", str(adapters), "--frontends", str(frontends)]
+    with serving(*options, "--device", "cpu", "--set", "model.num_threads=1") as (address, engine):
+        with Client(address) as client:
+            for adapter in client.list():
+                client.load(adapter.name)
+        children = Path(f"/proc/{engine}/task/{engine}/children").read_text().split()
+        yield _Server(address, engine, tuple(int(pid) for pid in children))
 
 
 def _command(plan: Plan) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from adapters_cache.formats.adapterhub import write_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
 from adapters_cache.formats.configs import canonical_config
 from loadtest import workload
+from loadtest.bench import save_bert_base
 from server.config import ModelConfig
 from server.core import BaseInfo
 from server.errors import UnsupportedConfig
@@ -57,10 +58,8 @@ def make_material(folder: Path, base_name: str, num_adapters: int, num_tokens: i
 
 
 def _save_base(name: str, folder: Path) -> None:
-    """bert-base is that shape with random weights: what the arithmetic costs does not depend on their values."""
     if name == "bert-base":
-        torch.manual_seed(0)
-        BertModel(BertConfig()).save_pretrained(folder)
+        save_bert_base(folder)
     else:
         AutoModel.from_pretrained(locate(name), dtype=torch.float32).save_pretrained(folder)
 

@@ -12,13 +12,12 @@ from queue_model import answered
 
 from loadtest.arrivals import Catalog, schedule
 from loadtest.closed_loop import Flow
-from loadtest.deployment import serving
+from loadtest.children import serving
 from loadtest.latency import Objective, Row, summarize
 from loadtest.scenarios import COLD, SCENARIOS, ZIPF, Plan
 from loadtest.serve import Raw, Saturation, ServeReport, run
 from loadtest.serve_report import print_report, write_report
 from loadtest.texts import load_tokenizer, make_texts
-from server.config import ModelConfig
 
 FLOW = Flow(20_000.0, 625.0, 0, 4096.0, 4096, (32, 32))
 
@@ -104,6 +103,6 @@ def test_texts_have_the_tokens_they_are_asked_for(tmp_path: Path) -> None:
     assert texts == make_texts(tokenizer, [3, 8, 32, 32], seed=1) and texts[2] != texts[3]
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="unknown key api.sport"), serving(ModelConfig(), tmp_path, ("api.sport=1",)):
+def test_a_server_that_does_not_start_says_why() -> None:
+    with pytest.raises(RuntimeError, match="unknown key api.sport"), serving("--set", "api.sport=1"):
         pass

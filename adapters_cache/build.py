@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from adapters_cache.draft import BaseWeights
 from adapters_cache.formats.checkpoint import Checkpoint
@@ -32,13 +33,15 @@ def build_adapter(
     Heavy: not on the event loop. Raises WrongBase, MalformedCheckpoint, UnsupportedConfig.
     """
     spec, tensors = lower(checkpoint, base, weights)
-    values = torch.cat([torch.empty(0), *(tensor.reshape(-1) for tensor in tensors)]).to(dtype)
+    values = pages(spec.num_elements, torch.float32)  # of its own: between long-lived blocks it would leave a hole
+    torch.cat([torch.empty(0), *(tensor.reshape(-1) for tensor in tensors)], out=values)
+    values = _in_pages(values, dtype)
     if not bool(torch.isfinite(values).all()):
         raise MalformedCheckpoint(
             f"weights do not fit into {str(dtype).removeprefix('torch.')}: the largest is"
             f" {max(float(tensor.abs().max()) for tensor in tensors):g}; serve with a dtype of more range"
         )
-    values = values.pin_memory() if pin_memory else pages(len(values), dtype).copy_(values)
+    values = values.pin_memory() if pin_memory else values
     manifest = make_manifest(checkpoint, base)
     return Adapter(
         manifest=replace(manifest, name=name or manifest.name),
@@ -46,3 +49,7 @@ def build_adapter(
         weights=values,
         size_bytes=values.numel() * values.element_size(),
     )
+
+
+def _in_pages(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values if values.dtype is dtype else pages(len(values), dtype).copy_(values)

@@ -11,6 +11,7 @@ from loadtest.bench import batch_of, random_adapter, run_all
 from loadtest.device import resident_bytes
 from server.config import ModelConfig
 from server.core import Adapter, Encoding, target_of
+from server.memory import pages
 from server.metrics import Metrics
 from server.model.base import load_base
 from server.model.runner import Runner
@@ -21,7 +22,7 @@ NUM_BUILT = 8  # of each method, as a server builds them; the others are copies 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What `num_adapters` took on the device."""
+    """What `num_adapters` took on the device; on a CPU host copy and slot are the same bytes."""
 
     num_adapters: int
     resident_bytes: int
@@ -61,14 +62,14 @@ class Resident:
             return random_adapter(self.base, seed, method)
         like = own[seed % NUM_BUILT]
         generator = torch.Generator().manual_seed(seed)
-        weights = torch.empty(like.spec.num_elements, dtype=self.base.dtype).normal_(0, 0.02, generator=generator)
+        weights = pages(like.spec.num_elements, self.base.dtype).normal_(0, 0.02, generator=generator)
         return replace(like, manifest=replace(like.manifest, digest=f"{method}-{seed}"), weights=weights)
 
     def _place(self, adapter: Adapter) -> Adapter:
         slot = len(self._slots) + 1
         self._slots[adapter.digest] = slot
         self._bank.write(slot, adapter)
-        return replace(adapter, weights=None)  # what counts as resident is the slot
+        return replace(adapter, weights=None)  # what counts as resident is the slot, on a CPU the host's own copy
 
     def run(self, batches: Sequence[Sequence[Encoding]], adapters: Sequence[Adapter | None]) -> None:
         """Every batch, one after the other; `adapters` are those of all samples in order."""

@@ -2,7 +2,8 @@
 
 A slot is one flat buffer that holds all of an adapter's tensors, laid out as in host memory: placing an adapter is one
 copy, and every width, layer set and method fits without padding. On a GPU the copy runs beside compute, and only
-batches that use the slot wait for it.
+batches that use the slot wait for it. On a CPU there is nothing to copy: a slot is the host tier's own buffer, which
+lives until both have let go of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from server.core import Adapter
-from server.memory import pages
 from server.model.streams import Mark, Streams, streams
 from server.model.weights import SlotWeights, view
 from server.primitives import AdapterSpec
@@ -47,7 +47,7 @@ class SlotBank:
         return -(-size // unit) * unit
 
     def write(self, slot: int, adapter: Adapter) -> None:
-        """Copy an adapter's weights into `slot`; who reads it calls `settle` first."""
+        """Bring an adapter's weights, which nobody changes any more, into `slot`; who reads it calls `settle` first."""
         assert slot, "slot 0 means no adapter"
         with self._streams.copying():
             flat = self._copied(adapter.weights)
@@ -71,7 +71,7 @@ class SlotBank:
     def _copied(self, weights: Tensor) -> Tensor:
         """The weights on the device. Through pinned memory on their way to a GPU: the host waits for any other copy."""
         if self._device.type == "cpu":
-            return pages(len(weights), self._dtype).copy_(weights)
+            return weights.to(self._dtype)
         if weights.dtype is not self._dtype or not weights.is_pinned():
             staged = torch.empty(weights.shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
             weights = staged.copy_(weights)

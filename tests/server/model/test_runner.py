@@ -181,6 +181,13 @@ async def test_slot_bytes_count_what_a_written_slot_holds(tmp_path_factory: pyte
     assert len(bank) == 0
 
 
+async def test_a_slot_on_a_cpu_takes_no_memory_besides_the_hosts(base: Base) -> None:
+    bank, adapter = SlotBank(base.device, base.dtype), make_adapter(base, 1, None)
+    bank.write(1, adapter)
+    weight = next(iter(bank[1].sites.values())).down.weight
+    assert weight.untyped_storage().data_ptr() == adapter.weights.untyped_storage().data_ptr()
+
+
 @pytest.mark.parametrize(
     ("overlaps", "expected"),
     [

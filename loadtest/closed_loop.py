@@ -15,7 +15,7 @@ from adapterd import calls
 from adapterd.requests import predict_request
 from adapterd.v1 import inference_pb2 as v1
 
-MIN_PASSES = 6  # forward passes of a run, however long they take
+MIN_TIMES = 6  # moments of a run at which forward passes were heard of, however long that takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Flood:
     names: tuple[str, ...]
     texts: tuple[str, ...]
     seconds: float
+    requests_per_call: int = 8
     num_calls: int = 16
-    requests_per_call: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class _Flood:
     def _is_over(self) -> bool:
         """A slow server gets more time: a rate needs passes to be told from."""
         now = time.monotonic()
-        if len(self._passes) < MIN_PASSES and not self._num_errors:
+        if len({heard for heard, _, _ in self._passes.values()}) < MIN_TIMES and not self._num_errors:
             self._until = max(self._until, now + 1e-3)
         return now >= self._until
 
@@ -104,16 +104,17 @@ class _Flood:
             self._lengths.append(result.num_tokens)
 
     def _flow(self) -> Flow:
-        """From the end of one forward pass to the end of another.
+        """From one moment at which forward passes were heard of to another.
 
         The first passes find a queue that is still filling, the last ones one that is running dry: both are left out.
         """
-        rows = np.array([row for _, row in sorted(self._passes.items()) if row[0] <= self._until]).reshape(-1, 3)
-        seen = rows[len(rows) // 5 :]
-        counted = seen[1:]
-        if not len(counted):
-            raise RuntimeError(f"the server answered {len(rows)} batches and failed {self._num_errors} requests")
-        span_s = seen[-1, 0] - seen[0, 0]
+        passes = [row for row in self._passes.values() if row[0] <= self._until]
+        times = sorted({heard for heard, _, _ in passes})
+        kept = times[len(times) // 5 :]
+        if len(kept) < 2:
+            raise RuntimeError(f"the server answered {len(passes)} batches and failed {self._num_errors} requests")
+        counted = np.array([row for row in passes if row[0] > kept[0]])
+        span_s = kept[-1] - kept[0]
         return Flow(
             tokens_per_s=float(counted[:, 1].sum() / span_s),
             requests_per_s=float(counted[:, 2].sum() / span_s),

@@ -28,6 +28,9 @@ CPU_TARGET, CUDA_TARGET = 0.9, 0.8
 FIRST_SHARE = 0.3  # of saturation: where the sweep starts
 SCENARIO_SHARE = 0.7  # of the highest rate that holds: what scenarios run at
 NUM_IN_WINDOW = 300  # requests, for a p99 that is more than one of them; a window grows for it
+NUM_CALLS = 16  # of PredictBatch, at a time, at saturation
+IN_FLIGHT_S = 2.0  # how much work they are to hold, by the rate of the warm-up
+IN_FLIGHT_PER_CALL = (8, 128)  # requests of a call, at least and at most
 MAX_GROWTH = 3.0  # of a window of the sweep
 
 Raw = dict[str, Outcomes]  # of each scenario, for plots
@@ -89,6 +92,7 @@ class _Bench:
     ) -> None:
         self._plan, self._deployment = plan, deployment
         self._generators, self._engine, self._bar = generators, engine, bar
+        self._per_call = IN_FLIGHT_PER_CALL[0]
 
     def run(self) -> tuple[ServeReport, Raw]:
         plan = self._plan
@@ -121,7 +125,9 @@ class _Bench:
             if theirs.result() != deployment.digests:
                 raise RuntimeError("the server and the offline engine read the same adapters differently")
         self._bar.show("warming up")
-        self._flood(min(2.0, self._plan.step_s))
+        rate = self._flood(min(2.0, self._plan.step_s)).requests_per_s
+        least, most = IN_FLIGHT_PER_CALL
+        self._per_call = max(least, min(most, round(rate * IN_FLIGHT_S / NUM_CALLS)))
 
     def _saturate(self) -> Saturation:
         served, alone = [], []
@@ -134,8 +140,9 @@ class _Bench:
         return Saturation(tuple(served), tuple(alone))
 
     def _flood(self, seconds: float) -> Flow:
+        deployment = self._deployment
         return self._generators.flood(
-            Flood(self._deployment.server, self._deployment.names, self._deployment.equal_texts, seconds)
+            Flood(deployment.server, deployment.names, deployment.equal_texts, seconds, self._per_call, NUM_CALLS)
         )
 
     def _run_offline(self, engine: offline.Offline, max_batch_tokens: int) -> float:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PROTOS := protos/adapterd/v1/inference.proto protos/adapterd/v1/adapters.proto
+PROTOS := protos/adapterd/v1/inference.proto protos/adapterd/v1/adapters.proto protos/adapterd/v1/training.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
 .PHONY: install format check test demo loadtest protos clean

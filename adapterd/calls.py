@@ -11,10 +11,11 @@ import grpc
 from google.protobuf.message import Message
 
 from adapterd.errors import Error, from_status
-from adapterd.v1 import adapters_pb2, inference_pb2
+from adapterd.v1 import adapters_pb2, inference_pb2, training_pb2
 
 INFERENCE = "adapterd.v1.Inference"
 ADAPTERS = "adapterd.v1.Adapters"
+TRAINING = "adapterd.v1.Training"
 DEFAULT_SERVER = "127.0.0.1:50051"
 MAX_MESSAGE_BYTES = 8 << 20  # the server's default for a request
 
@@ -49,7 +50,9 @@ LIST = Rpc(f"/{ADAPTERS}/List", adapters_pb2.ListRequest, adapters_pb2.ListRespo
 GET = Rpc(f"/{ADAPTERS}/Get", adapters_pb2.GetRequest, adapters_pb2.GetResponse)
 LOAD = Rpc(f"/{ADAPTERS}/Load", adapters_pb2.LoadRequest, adapters_pb2.LoadResponse)
 UNLOAD = Rpc(f"/{ADAPTERS}/Unload", adapters_pb2.UnloadRequest, adapters_pb2.UnloadResponse)
+PUBLISH = Rpc(f"/{ADAPTERS}/Publish", adapters_pb2.PublishRequest, adapters_pb2.PublishResponse)
 PIN = Rpc(f"/{ADAPTERS}/Pin", adapters_pb2.PinRequest, adapters_pb2.PinResponse)
+TRAIN = Rpc(f"/{TRAINING}/Train", training_pb2.TrainRequest, training_pb2.TrainResponse)
 
 # The standard health check of the whole server, by hand: grpcio-health-checking is no dependency of a client.
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"

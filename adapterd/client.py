@@ -7,7 +7,8 @@ is given back as one. Refusals for lack of room are retried, see `max_retries`. 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -17,9 +18,18 @@ import grpc.aio
 from adapterd import calls
 from adapterd.calls import Request, Response, Rpc, channel_options, metadata_of, outcome_of
 from adapterd.errors import Error, from_rpc_error
-from adapterd.requests import Item, Options, async_stream_messages, predict_request, stream_messages
+from adapterd.requests import (
+    Item,
+    Options,
+    async_stream_messages,
+    predict_request,
+    publish_messages,
+    stream_messages,
+    train_messages,
+)
 from adapterd.v1 import adapters_pb2 as admin
 from adapterd.v1 import inference_pb2 as v1
+from adapterd.v1 import training_pb2 as training
 
 Outcome = v1.PredictResponse | Error
 
@@ -93,6 +103,36 @@ class Client:
     def load(self, name: str, *, timeout: float | None = None) -> admin.LoadResponse:
         """Read the adapter from its origin again and move the name to what was found."""
         return self._call(calls.LOAD, admin.LoadRequest(name=name), timeout)
+
+    def train(
+        self, plan: training.TrainPlan, files: Mapping[str, Path], *, timeout: float | None = None
+    ) -> Iterator[training.TrainResponse]:
+        """Train an adapter on the server's base: its place in the queue, steps, and at the end the adapter's files.
+
+        files   of labelled texts, by split: "train", and if there are any "validation" and "test"
+        Leaving the loop ends the training.
+        """
+        call = self._channel.stream_stream(**calls.TRAIN.arguments())(train_messages(plan, files), timeout=timeout)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    def publish(self, folder: Path | str, name: str = "", *, timeout: float | None = None) -> admin.PublishResponse:
+        """Send an adapter's files; they are verified and then served under `name`, by default the folder's.
+
+        Raises Error where the server refuses them; then the name stays where it was.
+        """
+        messages = publish_messages(name or Path(folder).name, Path(folder))
+        try:
+            reply: admin.PublishResponse = self._channel.stream_unary(**calls.PUBLISH.arguments())(
+                messages, timeout=timeout
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return reply
 
     def unload(self, name: str, *, timeout: float | None = None) -> admin.UnloadResponse:
         return self._call(calls.UNLOAD, admin.UnloadRequest(name=name), timeout)
@@ -206,6 +246,18 @@ class AsyncClient:
     async def load(self, name: str, *, timeout: float | None = None) -> admin.LoadResponse:
         """Read the adapter from its origin again and move the name to what was found."""
         return await self._call(calls.LOAD, admin.LoadRequest(name=name), timeout)
+
+    async def publish(
+        self, folder: Path | str, name: str = "", *, timeout: float | None = None
+    ) -> admin.PublishResponse:
+        """See `Client.publish`. Files are read on the event loop, a megabyte at a time."""
+        messages = publish_messages(name or Path(folder).name, Path(folder))
+        try:
+            call = self._channel.stream_unary(**calls.PUBLISH.arguments())
+            reply: admin.PublishResponse = await call(messages, timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return reply
 
     async def unload(self, name: str, *, timeout: float | None = None) -> admin.UnloadResponse:
         return await self._call(calls.UNLOAD, admin.UnloadRequest(name=name), timeout)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from adapterd.calls import require_size
+from adapterd.v1 import adapters_pb2 as admin
 from adapterd.v1 import inference_pb2 as v1
+from adapterd.v1 import training_pb2 as training
 
 Item = tuple[str, v1.PredictRequest]  # the id that the reply will carry, and the request
 
@@ -115,3 +118,28 @@ def _parameters(options: Options) -> v1.Parameters:
         return_logits=options.get("return_logits", False),
         return_tokens=options.get("return_tokens", False),
     )
+
+
+PIECE_BYTES = 1 << 20
+
+
+def publish_messages(name: str, folder: Path) -> Iterator[admin.PublishRequest]:
+    """Every file of an adapter's folder, in pieces. Raises FileNotFoundError for one without files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no files")
+    for path in files:
+        where, is_first = path.relative_to(folder).as_posix(), True
+        with path.open("rb") as file:
+            while (piece := file.read(PIECE_BYTES)) or is_first:
+                yield admin.PublishRequest(name=name, path=where, content=piece)
+                is_first = False
+
+
+def train_messages(plan: training.TrainPlan, files: Mapping[str, Path]) -> Iterator[training.TrainRequest]:
+    """The plan, then each split's file in pieces."""
+    yield training.TrainRequest(plan=plan)
+    for split, path in files.items():
+        with path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield training.TrainRequest(rows=training.Rows(split=split, suffix=path.suffix.lower(), content=piece))

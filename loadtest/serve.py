@@ -30,7 +30,7 @@ SCENARIO_SHARE = 0.7  # of the highest rate that holds: what scenarios run at
 NUM_IN_WINDOW = 300  # requests, for a p99 that is more than one of them; a window grows for it
 NUM_CALLS = 16  # of PredictBatch, at a time, at saturation
 IN_FLIGHT_S = 2.0  # how much work they are to hold, by the rate of the warm-up
-IN_FLIGHT_PER_CALL = (8, 128)  # requests of a call, at least and at most
+IN_FLIGHT_PER_CALL = (8, 60)  # requests of a call; all calls together stay within the server's max_in_flight
 MAX_GROWTH = 3.0  # of a window of the sweep
 
 Raw = dict[str, Outcomes]  # of each scenario, for plots

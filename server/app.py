@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib.metadata import version
 
+from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import start_http_server
 
 from adapterd.v1 import adapters_pb2
@@ -33,12 +35,18 @@ from server.totals import Totals
 
 log = logging.getLogger("adapterd")
 
+MoreServices = Callable[[ServerConfig, Base], Sequence[tuple[ServiceDescriptor, object]]]
+
 
 class App:
-    """One server. `start` raises before anything listens if the configuration cannot be served."""
+    """One server. `start` raises before anything listens if the configuration cannot be served.
 
-    def __init__(self, config: ServerConfig) -> None:
+    more   further services that work on the base; not with front processes, which have none
+    """
+
+    def __init__(self, config: ServerConfig, more: MoreServices = lambda config, base: ()) -> None:
         self.config = config
+        self._more = more
         self.metrics = Metrics()
         self.totals = Totals(self.metrics)
         self.admission = Admission(config.api.max_in_flight, self.metrics)
@@ -138,7 +146,7 @@ class App:
         tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, api.num_tokenizer_threads)
         started.callback(tokenizer.close)
         pipeline = Pipeline(self.admission, tokenizer, engine, self.metrics)
-        listener = Listener(pipeline, api, self.base, self.metrics)
+        listener = Listener(pipeline, api, self.base, self.metrics, self._more(self.config, base))
         self.grpc_port = await listener.start(api.port)
         started.push_async_callback(listener.drain)
 

@@ -86,6 +86,8 @@ class ApiConfig:
     drain_timeout_s: float = 30.0  # how long a stop waits for accepted requests
     lame_duck_s: float = 0.5  # how long a stopping server still accepts, so that balancers see it leave
     num_tokenizer_threads: int = 2  # of each front
+    publish_folder: str = ""  # where Publish keeps adapters, one of cache.adapters; whoever may call may then publish
+    max_publish_bytes: int = 512 * MIB  # of one adapter's files; disk
     frontends: int = 0  # gRPC processes on the port, each with memory and a core of its own; 0: the engine's process
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ class ApiConfig:
         _require_at_least(0, self, "port", "http_port", "frontends")
         _require_at_most(MAX_PORT, self, "port", "http_port")
         _require_at_most(MAX_FRONTENDS, self, "frontends")
+        _require_at_least(1, self, "max_publish_bytes")
         limits = ("max_message_bytes", "max_inputs_per_request", "max_requests_per_batch", "max_in_flight")
         _require_at_least(1, self, *limits, "num_tokenizer_threads")
         _require_at_most(MAX_MESSAGE_BYTES, self, "max_message_bytes")
@@ -105,6 +108,11 @@ class ServerConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
+
+    def __post_init__(self) -> None:
+        folder = self.api.publish_folder
+        if folder and Path(folder).absolute() not in [path.absolute() for path in self.cache.adapters]:
+            raise InvalidInput(f"publish_folder {folder!r} is not one of cache.adapters; name it there too")
 
 
 def _require_at_least(least: int, config: object, *names: str) -> None:

@@ -27,3 +27,14 @@ def save_base(path: Path, model_type: str = "bert", seed: int = 0) -> Path:
     model_class, config = MODELS[model_type]
     model_class(config).save_pretrained(path)
     return path
+
+
+def save_lively_base(path: Path) -> Path:
+    """One whose first token tells of the others: with weights as small as they are at first, it hardly does."""
+    model = BertModel.from_pretrained(save_base(path))
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    model.save_pretrained(path)
+    return path

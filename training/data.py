@@ -14,6 +14,7 @@ class Example:
 
     text: str
     label: str | tuple[str, ...]
+    text_pair: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

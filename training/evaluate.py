@@ -21,7 +21,7 @@ from rich.table import Table
 from adapterd import Client
 from adapterd.v1 import inference_pb2 as v1
 from training.data import Example
-from training.demo import TASKS, DemoTask
+from training.demo import DEMO_TASKS, DemoTask
 from training.scores import entities
 
 MARGIN = 1e-3
@@ -38,7 +38,7 @@ def main() -> None:
     table = Table("adapter", "metric", "card", "through the server", box=None, pad_edge=False)
     is_equal = True
     with Client(args.server) as client:
-        for task in TASKS:
+        for task in DEMO_TASKS:
             card = json.loads((args.cards / task.name / "metrics.json").read_text(encoding="utf-8"))
             score = evaluate(client, task, task.read(args.data).splits["test"])
             table.add_row(task.name, task.metric, f"{card['score']:.4f}", f"{score:.4f}")

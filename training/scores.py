@@ -1,24 +1,10 @@
-"""Figures of merit, from logits and gold labels."""
+"""Entities in tags, and how many were found."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sklearn.metrics import accuracy_score, f1_score  # type: ignore[import-untyped]
-from torch import Tensor
-
 Entity = tuple[str, int, int]
-
-
-def accuracy(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-    """Share of inputs whose highest logit is the gold class."""
-    return float(accuracy_score([int(t) for t in targets], [int(row.argmax()) for row in logits]))
-
-
-def multi_label_f1(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-    """Micro-averaged F1 at probability 0.5."""
-    predicted = [(row > 0).int().tolist() for row in logits]
-    return float(f1_score([t.int().tolist() for t in targets], predicted, average="micro"))
 
 
 def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> float:

@@ -55,6 +55,11 @@ class AdaptersStub:
                 request_serializer=adapterd_dot_v1_dot_adapters__pb2.UnloadRequest.SerializeToString,
                 response_deserializer=adapterd_dot_v1_dot_adapters__pb2.UnloadResponse.FromString,
                 _registered_method=True)
+        self.Publish = channel.stream_unary(
+                '/adapterd.v1.Adapters/Publish',
+                request_serializer=adapterd_dot_v1_dot_adapters__pb2.PublishRequest.SerializeToString,
+                response_deserializer=adapterd_dot_v1_dot_adapters__pb2.PublishResponse.FromString,
+                _registered_method=True)
         self.Pin = channel.unary_unary(
                 '/adapterd.v1.Adapters/Pin',
                 request_serializer=adapterd_dot_v1_dot_adapters__pb2.PinRequest.SerializeToString,
@@ -95,6 +100,14 @@ class AdaptersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Publish(self, request_iterator, context):
+        """Takes an adapter's files, verifies them and moves the name to the new digest. Until then, and if anything is wrong
+        with them, the name stays where it was. Only servers that were told where to keep them do this.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pin(self, request, context):
         """Keeps an adapter in host memory and on the device, or lets it be evicted again.
         """
@@ -124,6 +137,11 @@ def add_AdaptersServicer_to_server(servicer, server):
                     servicer.Unload,
                     request_deserializer=adapterd_dot_v1_dot_adapters__pb2.UnloadRequest.FromString,
                     response_serializer=adapterd_dot_v1_dot_adapters__pb2.UnloadResponse.SerializeToString,
+            ),
+            'Publish': grpc.stream_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=adapterd_dot_v1_dot_adapters__pb2.PublishRequest.FromString,
+                    response_serializer=adapterd_dot_v1_dot_adapters__pb2.PublishResponse.SerializeToString,
             ),
             'Pin': grpc.unary_unary_rpc_method_handler(
                     servicer.Pin,
@@ -240,6 +258,33 @@ class Adapters:
             '/adapterd.v1.Adapters/Unload',
             adapterd_dot_v1_dot_adapters__pb2.UnloadRequest.SerializeToString,
             adapterd_dot_v1_dot_adapters__pb2.UnloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/adapterd.v1.Adapters/Publish',
+            adapterd_dot_v1_dot_adapters__pb2.PublishRequest.SerializeToString,
+            adapterd_dot_v1_dot_adapters__pb2.PublishResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,7 +16,14 @@ from adapters_cache.families import family_of
 from adapters_cache.formats.checkpoint import FUSION, Checkpoint, HeadCheckpoint
 from adapters_cache.formats.configs import canonical_config
 from adapters_cache.formats.files import DEFAULT_MAX_BYTES, Envelope, Limits, read_tensors
-from adapters_cache.formats.fusions import FUSION_CONFIG, FUSION_FILES, fusion_file_keys, is_fusion, read_fusion
+from adapters_cache.formats.fusions import (
+    FUSION_CONFIG,
+    FUSION_FILES,
+    TRAINING_DEFAULTS,
+    fusion_file_keys,
+    is_fusion,
+    read_fusion,
+)
 from adapters_cache.formats.heads import file_config, head_file_keys, read_head
 from adapters_cache.formats.keys import adapter_tensors, drop_aliases, file_keys, with_aliases, without_layers
 from adapters_cache.formats.peft import is_peft, read_peft
@@ -61,7 +68,8 @@ def read_checkpoint(
         raise MalformedCheckpoint(f"neither {ADAPTER_CONFIG} nor {HEAD_CONFIG} nor {FUSION_CONFIG} is there")
     if not (path / ADAPTER_CONFIG).is_file() and is_fusion(path):
         fusion = read_fusion(path, limits)
-        return replace(fusion, name=name or fusion.name)
+        heads = [_read_head(folder, fusion.name, limits) for folder in _head_folders(path, head_path)]
+        return replace(_join(fusion, heads), name=name or fusion.name)
     envelope = read_json(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else None
     if envelope is not None and is_peft(envelope):
         return read_peft(path, envelope, name=name or path.name, limits=limits)
@@ -170,7 +178,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, base: BaseInfo, dtype: 
     config = dict(checkpoint.config)
     if config.get("architecture") == FUSION:
         del config["architecture"]
-        envelope |= {"adapter_names": config.pop("members"), "config": config}
+        envelope |= {"adapter_names": config.pop("members"), "config": TRAINING_DEFAULTS | config}
         _save(path / FUSION_FILES[0], fusion_file_keys(checkpoint.tensors, family, checkpoint.name), dtype)
         _dump(path / FUSION_CONFIG, envelope)
     else:

@@ -29,6 +29,8 @@ FUSION_FIELDS: Mapping[str, Field] = {
     "temperature": Field(False, f.boolean),
 }
 TRAINING_ONLY = frozenset(("regularization", "value_initialized", "dropout_prob", "new_attention_norm", "config_id"))
+# Of those, what AdapterHub's library asks for in a file.
+TRAINING_DEFAULTS: Mapping[str, Any] = {"regularization": True, "value_initialized": True, "dropout_prob": None}
 NAMED: Mapping[str, Mapping[str, Any]] = {"dynamic": {}, "static": {"value": False}}
 _PARTS = r"(?P<part>(?:query|key|value|dense)\.(?:weight|bias))"
 

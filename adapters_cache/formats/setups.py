@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from adapters_cache.formats.adapterhub import is_adapter
+from adapters_cache.formats.adapterhub import VERSION, is_adapter
 from adapters_cache.formats.fusions import is_fusion
 from adapters_cache.formats.safe_file import read_json
 from server.errors import MalformedCheckpoint
@@ -52,6 +53,19 @@ def read_setup(path: Path) -> Setup:
             if name not in there:
                 raise MalformedCheckpoint(f"{SETUP_CONFIG} names the {kind} {name!r}, which has no folder", field=kind)
     return Setup(tree, head, adapters, fusions)
+
+
+def write_setup(path: Path, tree: Tree, head: str | None) -> None:
+    """Write `adapter_setup.json` beside the folders that `tree` and `head` name."""
+    envelope = {"adapter_setup": _written(tree), "head_setup": head, "version": VERSION}
+    (path / SETUP_CONFIG).write_text(json.dumps(envelope, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _written(tree: Tree) -> dict[str, Any] | str:
+    if isinstance(tree, str):
+        return tree
+    options = {name: value for name, value in tree.items() if name in OPTIONS}
+    return {"type": tree["type"], "children": [_written(child) for child in tree["children"]], "kwargs": options}
 
 
 def _tree(node: Any, field: str, depth: int = 0) -> Tree | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from adapterd.v1 import adapters_pb2 as v1
 from server.api.convert import to_name
 from server.api.handlers import Context
+from server.api.publish import Publisher
 from server.core import BASE, AdapterStatus, Tier
 from server.errors import InvalidInput
 from server.primitives import Task
@@ -47,9 +49,10 @@ class Adapters(Protocol):
 class AdaptersServicer:
     """The RPCs of `adapterd.v1.Adapters`, named as in the proto."""
 
-    def __init__(self, adapters: Adapters, base: v1.Base) -> None:
+    def __init__(self, adapters: Adapters, base: v1.Base, publisher: Publisher) -> None:
         self._adapters = adapters
         self._base = base
+        self._publisher = publisher
 
     async def List(self, message: v1.ListRequest, context: Context) -> v1.ListResponse:
         if not 0 <= message.page_size <= MAX_PAGE_SIZE:
@@ -74,6 +77,10 @@ class AdaptersServicer:
     async def Unload(self, message: v1.UnloadRequest, context: Context) -> v1.UnloadResponse:
         host_bytes, device_bytes = await self._adapters.unload(_name(message.name))
         return v1.UnloadResponse(host_bytes_freed=host_bytes, device_bytes_freed=device_bytes)
+
+    async def Publish(self, messages: AsyncIterator[v1.PublishRequest], context: Context) -> v1.PublishResponse:
+        status, previous = await self._publisher.publish(messages)
+        return v1.PublishResponse(adapter=to_adapter(status), previous_digest=previous)
 
     async def Pin(self, message: v1.PinRequest, context: Context) -> v1.PinResponse:
         status = await self._adapters.pin(_name(message.name), message.is_pinned)

@@ -23,6 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 KINDS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
 
@@ -30,7 +31,7 @@ KINDS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] =
 def service_handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
     """One handler for all methods of `service`; `servicer` has a coroutine method of the same name for each.
 
-    A streaming method receives an async iterator of messages and answers with `context.write`.
+    A method whose caller streams receives an async iterator of messages; one that streams answers with `context.write`.
     """
     handlers = {method.name: _handler(method, getattr(servicer, method.name)) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
@@ -13,6 +16,7 @@ from adapterd.v1 import adapters_pb2, inference_pb2
 from server.api.admin import AdaptersServicer
 from server.api.handlers import service_handler
 from server.api.health import HealthServicer
+from server.api.publish import Publisher
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
 from server.errors import InvalidInput
@@ -33,9 +37,19 @@ log = logging.getLogger("adapterd")
 
 
 class Listener:
-    """base   as the Adapters service tells of it"""
+    """base   as the Adapters service tells of it
+    more   further services, each with what answers it
+    """
 
-    def __init__(self, pipeline: Pipeline, config: ApiConfig, base: adapters_pb2.Base, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config: ApiConfig,
+        base: adapters_pb2.Base,
+        metrics: Metrics,
+        more: Sequence[tuple[ServiceDescriptor, object]] = (),
+    ) -> None:
+        self._more = more
         self._pipeline = pipeline
         self._config = config
         self._base = base
@@ -53,13 +67,17 @@ class Listener:
         host = self._config.host
         server = grpc.aio.server(options=_options(self._config, shared))
         inference = InferenceServicer(self._pipeline, self._config, self._metrics)
+        engine, folder = self._pipeline.engine, self._config.publish_folder
+        publisher = Publisher(engine, Path(folder) if folder else None, self._config.max_publish_bytes)
         handlers = (
             service_handler(INFERENCE, inference),
-            service_handler(ADAPTERS, AdaptersServicer(self._pipeline.engine, self._base)),
+            service_handler(ADAPTERS, AdaptersServicer(engine, self._base, publisher)),
             service_handler(HEALTH, self._health),
+            *(service_handler(service, servicer) for service, servicer in self._more),
         )
         server.add_generic_rpc_handlers(handlers)
-        reflection.enable_server_reflection((*SERVICES, HEALTH.full_name, reflection.SERVICE_NAME), server)
+        more = [service.full_name for service, _ in self._more]
+        reflection.enable_server_reflection((*SERVICES, *more, HEALTH.full_name, reflection.SERVICE_NAME), server)
         try:
             bound = server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:

@@ -79,9 +79,10 @@ def run_until_signal(config: ServerConfig) -> None:
 
 async def _serve(config: ServerConfig) -> None:
     from server.app import App
+    from training.service import services
 
     stop = stop_signal()
-    app = App(config)
+    app = App(config, services)
     await app.start()
     try:
         await stop.wait()

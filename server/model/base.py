@@ -7,7 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,9 @@ def load_base(config: ModelConfig) -> Base:
         raise InvalidInput(
             f"base {config.base!r} is neither 'minilm', a directory with a config.json, nor a reachable hub id"
         ) from error
-    family = FAMILIES.get(hf_config.model_type)
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
+    family = _family(hf_config)
     device = _device(config.device)
-    dtype = dtype_of(config.dtype, device)
-    check_quantization(config.quantization, device, dtype)
-    kernels = backend(config.backend, device)
+    check_quantization(config.quantization, device, dtype_of(config.dtype, device))
     if device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(config.num_threads or torch.get_num_threads())
@@ -121,9 +116,30 @@ def load_base(config: ModelConfig) -> Base:
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise InvalidInput(f"base {config.base!r} lacks weights: {', '.join(missing[:3])}")
+    return _stitched(model, _tokenizer_path(source), config, device)
+
+
+def stitch_base(model: Any, config: ModelConfig) -> Base:
+    """Stitch a base that the caller has loaded, in place. Its weights are frozen, it stays in evaluation mode.
+
+    model   a plain encoder, as `AutoModel.from_pretrained` gives it
+    config  `base`, `device` and `dtype` are the model's own, whatever it says
+    raises UnsupportedConfig where its family is not served
+    """
+    if not _family(model.config).is_disentangled:
+        model.set_attn_implementation(ATTENTION_NAME)
+    source = str(model.config.name_or_path)
+    own = replace(config, base=source or model.config.model_type, dtype=str(model.dtype).removeprefix("torch."))
+    path = Path(source)
+    return _stitched(model, path if source and path.is_dir() else None, own, model.device)
+
+
+def _stitched(model: Any, tokenizer_path: Path | None, config: ModelConfig, device: torch.device) -> Base:
+    hf_config = model.config
+    family, dtype = _family(hf_config), dtype_of(config.dtype, device)
+    kernels = backend(config.backend, device)
     if getattr(hf_config, "conv_kernel_size", 0):
         raise UnsupportedConfig("conv_kernel_size is set: a convolution over packed samples would mix them")
-    tokenizer_path = _tokenizer_path(source)
     base_info = _describe(config.base, hf_config, family, model, tokenizer_path)
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Base(
@@ -148,6 +164,15 @@ def load_base(config: ModelConfig) -> Base:
         tokenizer_path=tokenizer_path,
         graphs=graphs(device, dtype, base_info.hidden_size) if config.cuda_graphs and family.is_static else None,
     )
+
+
+def _family(hf_config: Any) -> Family:
+    """Raises UnsupportedConfig where it is not served."""
+    family = FAMILIES.get(hf_config.model_type)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise UnsupportedConfig(f"base model type {hf_config.model_type!r} is not served; known: {known}")
+    return family
 
 
 def _attention(family: Family) -> str:
@@ -217,7 +242,7 @@ def _describe(name: str, hf_config: Any, family: Family, model: Any, tokenizer_p
         digest.update(f"{key}={getattr(hf_config, key, None)}\n".encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
     return BaseInfo(
         name=Path(name).name,
         model_type=hf_config.model_type,

@@ -21,6 +21,9 @@ KNEE = 0.95  # of the best rate: the smallest batch that reaches it is large eno
 FLAT = 1.02  # a doubling that gains less than this factor, twice in a row, ends the search
 REPEATS = 3  # the fastest counts: whatever disturbs a measurement makes it slower
 MAX_SECONDS = 3.0
+ALWAYS = (
+    256  # tokens up to which batches are measured however long that takes: a moment's hiccup must not end it sooner
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def calibrate(
     length: int = LENGTH,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
-    """Measure batches of doubling size until they no longer gain, or the time for it is used up.
+    """Measure batches of doubling size until they no longer gain, or, from some size on, the time for it is used up.
 
     run           computes that many samples of `length` tokens, and returns when they are done
     max_samples   of a batch
@@ -61,7 +64,8 @@ def calibrate(
         elapsed = clock() - started
         tokens *= 2
         would_take = elapsed + 2 * REPEATS * seconds  # twice the tokens
-        if num_flat == 2 or tokens > min(LARGEST, max_samples * length) or would_take > MAX_SECONDS:
+        is_late = would_take > MAX_SECONDS and tokens > ALWAYS
+        if num_flat == 2 or tokens > min(LARGEST, max_samples * length) or is_late:
             return Calibration(rates, elapsed)
 
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.composition import first_leaf, leaves
+from server.composition import Node, first_leaf, leaves
 from server.core import Encoding, Sample
-from server.model.packing import Array, Packer, Rows
+from server.model.heads import HeadRow
+from server.model.packing import Array, Packer, Rows, prompt_span
 from server.model.phases import HostPhase
 from server.model.routing import Route, RoutingPlan, Slots, pruned, with_slots
-from server.model.weights import CouplingWeights, SlotWeights
+from server.model.weights import SlotWeights
 from server.primitives import Prompt
 
 Key = tuple[int, int]  # index of a sample, index of its branch
@@ -64,10 +65,17 @@ class Pass:
             (i, b): found.get((i, b)) or found[i, 0] for i, s in enumerate(samples) for b in range(len(s.routes))
         }
 
-    def coupling(self, key: Key) -> CouplingWeights | None:
-        """The coupling on the embeddings of a result's row."""
-        node = self.samples[key[0]].routes[key[1]].node
-        return self._slots[int(first_leaf(node).adapter)].coupling if node is not None else None
+    def head_row(self, key: Key, *, is_whole: bool = False) -> HeadRow:
+        """What a head has to know of a result's row."""
+        sample = self.samples[key[0]]
+        node = sample.routes[key[1]].node
+        return HeadRow(
+            span=self.spans[key],
+            encoding=sample.encoding,
+            prompt=prompt_span(sample.prompts[key[1]]),
+            coupling=self._slots[int(first_leaf(node).adapter)].coupling if node is not None else None,
+            is_whole=is_whole,
+        )
 
     def _sorted(self, keys: list[Key]) -> list[Key]:
         """Equal styles, then equal routes, then equal lengths next to each other."""
@@ -105,6 +113,17 @@ def plan_pass(
 ) -> Pass:
     """Write down the way of every sample through the base."""
     return Pass([_resolved(s, slots_by_digest, slots, num_layers) for s in samples], slots, num_layers, packer)
+
+
+def plan_alike(encodings: Sequence[Encoding], node: Node | None, slots: Slots, num_layers: int, packer: Packer) -> Pass:
+    """The same for inputs that all go one way: results are found at (index, 0).
+
+    node   a tree whose leaves are slots, None for the base alone
+    """
+    route = Route(node)
+    prompt, shift = _prompt(route, slots), _shift(route, slots)
+    samples = [_Sample(encoding, (route,), (prompt,), (shift,), num_layers) for encoding in encodings]
+    return Pass(samples, slots, num_layers, packer)
 
 
 def _resolved(sample: Sample, slots_by_digest: dict[str, int], slots: Slots, num_layers: int) -> _Sample:

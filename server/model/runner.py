@@ -20,8 +20,7 @@ from server.core import Adapter, Batch, BatchInfo, BranchOutput, Sample, SampleO
 from server.errors import AdapterdError, DeadlineExceeded, Internal
 from server.metrics import Metrics
 from server.model.base import Base
-from server.model.heads import HeadRow, pool, run_head, to_host
-from server.model.packing import prompt_span
+from server.model.heads import pool, run_head, to_host
 from server.model.rows import Key, Pass, plan_pass
 from server.model.slots import SlotBank
 
@@ -186,7 +185,7 @@ class Runner:
         answers: dict[Key, Answer] = {}
         for (slot, number), group in groupby(keyed, key=lambda pair: pair[0]):
             keys = sorted((key for _, key in group), key=lambda key: way.spans[key])
-            rows = [self._head_row(samples[i], (i, b), way) for i, b in keys]
+            rows = [way.head_row((i, b), is_whole=samples[i].return_hidden) for i, b in keys]
             if not slot:
                 found: list[Answer] = [
                     (pool(hidden, row, samples[i].pooling),) for (i, _), row in zip(keys, rows, strict=True)
@@ -196,16 +195,6 @@ class Runner:
                 found = run_head(head, hidden, rows, self._base.heads, self._base.stitching.kernels.uncouple)
             answers.update(zip(keys, found, strict=True))
         return answers
-
-    def _head_row(self, sample: Sample, key: Key, way: Pass) -> HeadRow:
-        resolved, branch = way.samples[key[0]], key[1]
-        return HeadRow(
-            span=way.spans[key],
-            encoding=sample.encoding,
-            prompt=prompt_span(resolved.prompts[branch]),
-            coupling=way.coupling(key),
-            is_whole=sample.return_hidden,
-        )
 
     def _extras(self, sample: Sample, hidden: Tensor, span: tuple[int, int]) -> list[Tensor]:
         """Token vectors and pooler output of a sample that asked for them."""

@@ -6,6 +6,7 @@ replacement asks the `Stitching` what the pass under way wants there.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,48 +47,70 @@ class Phase:
     launches: Launches | None = None
 
 
+class _Pass(threading.local):
+    """What one thread's pass is about."""
+
+    def __init__(self) -> None:
+        self.packed: PackedBatch | None = None
+        self.plan: RoutingPlan | None = None
+        self.layer_input: Tensor | None = None
+        self.launches: Launches | None = None
+        self.waiting: list[Phase] = []
+        self.origin: Tensor | None = None
+        self.probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None = None
+        self.seen: dict[tuple[int, str, str], Tensor] = {}
+
+
 class Stitching:
     """Holds the phases of the pass under way; every stitched module reads them here.
 
-    Not thread-safe on purpose: one model, one pass at a time.
-
-    packed   None means ordinary padded batches (training with somebody else's loop); `plan` then spans [B * S]
+    Each thread has a pass of its own, so that training and serving share one model.
     """
 
     def __init__(self, model: nn.Module, family: Family, kernels: Kernels, quantization: str = "none") -> None:
         self.kernels = kernels
         self._quantization = quantization
-        self.packed: PackedBatch | None = None
-        self.plan: RoutingPlan | None = None
-        self.layer_input: Tensor | None = None  # of the layer under way, [T, H]
-        self._launches: Launches | None = None
-        self._waiting: list[Phase] = []
-        self._origin: Tensor | None = None
-        self._probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None = None
-        self._seen: dict[tuple[int, str, str], Tensor] = {}
+        self._now = _Pass()
         self._stitch(model, family)
 
+    @property
+    def packed(self) -> PackedBatch | None:
+        """The rows of the pass under way; None outside of one."""
+        return self._now.packed
+
+    @property
+    def plan(self) -> RoutingPlan | None:
+        return self._now.plan
+
+    @property
+    def layer_input(self) -> Tensor | None:
+        """[T, H] of the layer under way"""
+        return self._now.layer_input
+
     def begin(self, phases: Sequence[Phase]) -> None:
-        """Start a pass over packed rows."""
-        first, *self._waiting = phases
-        self.packed, self.plan, self._launches, self._origin = first.packed, first.plan, first.launches, None
+        """Start a pass of this thread over packed rows."""
+        now = self._now
+        first, *now.waiting = phases
+        now.packed, now.plan, now.launches, now.origin = first.packed, first.plan, first.launches, None
 
     def end(self) -> None:
         """Forget the pass: its plan would keep slots alive that are given up."""
-        self.packed = self.plan = self._launches = self._origin = self.layer_input = None
-        self._waiting = []
-        self._seen.clear()
+        now = self._now
+        now.packed = now.plan = now.launches = now.origin = now.layer_input = None
+        now.waiting = []
+        now.seen.clear()
 
     def deltas(self, layer: int, projection: Projection) -> Sequence[DeltaGroup]:
-        if self._probe is not None:
-            return self._probe(layer, projection)
-        if self._launches is not None:
-            return self._launches.deltas(layer, projection)
-        return self.plan.projection(layer, projection) if self.plan else ()
+        now = self._now
+        if now.probe is not None:
+            return now.probe(layer, projection)
+        if now.launches is not None:
+            return now.launches.deltas(layer, projection)
+        return now.plan.projection(layer, projection) if now.plan else ()
 
     def probing(self, probe: Callable[[int, Projection], Sequence[DeltaGroup]] | None) -> None:
         """Let projections take their deltas from `probe`, for inputs that are not the batch's tokens; None ends it."""
-        self._probe = probe
+        self._now.probe = probe
 
     # stitching
 
@@ -122,9 +145,10 @@ class Stitching:
             _leave_masks_alone(model)
 
     def _site(self, layer: int, kind: SiteKind) -> SitePlan:
-        if self._launches is not None:
-            return self._launches.site(layer, kind)
-        return self.plan.site(layer, kind) if self.plan else ()
+        now = self._now
+        if now.launches is not None:
+            return now.launches.site(layer, kind)
+        return now.plan.site(layer, kind) if now.plan else ()
 
     def _run_site(
         self, hidden: Tensor, residual: Tensor, norm: Any, layer: int, kind: SiteKind, closes: bool = True
@@ -150,7 +174,7 @@ class Stitching:
             plan = self._site(layer, kind)
             if not plan:
                 return plain(summed)  # type: ignore[no-any-return]
-            hidden, residual = self._seen[layer, *site.hidden], self._seen[layer, *site.residual]
+            hidden, residual = self._now.seen[layer, *site.hidden], self._now.seen[layer, *site.residual]
             size = summed.shape
             rows = hidden.reshape(-1, size[-1]).clone()  # a backend may overwrite it, and it is not ours
             return self.kernels.site(rows, residual.reshape(-1, size[-1]), plain, plan).view(size)
@@ -167,7 +191,7 @@ class Stitching:
             hidden = forward(x)
             if not self._site(layer, kind):
                 return hidden  # type: ignore[no-any-return]
-            return self._run_site(hidden, self._seen[layer, site.residual, "in"], norm, layer, kind, closes=False)
+            return self._run_site(hidden, self._now.seen[layer, site.residual, "in"], norm, layer, kind, closes=False)
 
         _wrap(layer_module.get_submodule(site.projection), around)
 
@@ -176,11 +200,11 @@ class Stitching:
 
         def around(forward: Forward, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             out = forward(hidden, *args, **kwargs)
-            self._seen[key] = hidden if key[2] == "in" else out[0] if isinstance(out, tuple) else out
+            self._now.seen[key] = hidden if key[2] == "in" else out[0] if isinstance(out, tuple) else out
             return out
 
         def before(forward: Forward, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self._seen[key] = hidden
+            self._now.seen[key] = hidden
             return forward(hidden, *args, **kwargs)
 
         _wrap(module, before if key[2] == "in" else around)
@@ -231,7 +255,7 @@ class Stitching:
 
     def _joined(self, joined: Joined, layer: int, x: Tensor) -> Tensor | None:
         """[..., 3 * out] of one input; None where each has to go its own way."""
-        if self._probe is not None or not joined.is_intact:
+        if self._now.probe is not None or not joined.is_intact:
             return None
         parts = [self.deltas(layer, projection) for projection in JOINED]
         if any(_has_input_scales(groups) for groups in parts):
@@ -243,22 +267,22 @@ class Stitching:
         return self.kernels.projections(y.view(-1, size[-1]), x.reshape(-1, x.shape[-1]), parts).view(size)
 
     def _attention(self, forward: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.layer_input = hidden_states.reshape(-1, hidden_states.shape[-1])
+        self._now.layer_input = hidden_states.reshape(-1, hidden_states.shape[-1])
         return forward(hidden_states, *args, **kwargs)
 
     def _layer(self, layer: int) -> Forward:
         """Before a layer, rows that part there are copied; after it, edits are made."""
 
         def around(forward: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._waiting and self._waiting[0].layer == layer:
+            if self._now.waiting and self._now.waiting[0].layer == layer:
                 hidden_states = self._advance(hidden_states)
-            if self._origin is not None and "position_embeddings" in kwargs:  # made once for all layers
+            if self._now.origin is not None and "position_embeddings" in kwargs:  # made once for all layers
                 kwargs["position_embeddings"] = tuple(
-                    x.index_select(1, self._origin) for x in kwargs["position_embeddings"]
+                    x.index_select(1, self._now.origin) for x in kwargs["position_embeddings"]
                 )
             out = forward(hidden_states, *args, **kwargs)
-            self._seen.clear()
-            edits = self.plan.edits(layer) if self.plan else ()
+            self._now.seen.clear()
+            edits = self._now.plan.edits(layer) if self._now.plan else ()
             if not edits:
                 return out
             hidden: Tensor = out[0] if isinstance(out, tuple) else out
@@ -270,8 +294,9 @@ class Stitching:
         return around
 
     def _advance(self, hidden: Tensor) -> Tensor:
-        phase = self._waiting.pop(0)
-        self.packed, self.plan, self._launches, self._origin = phase.packed, phase.plan, phase.launches, phase.origin
+        now = self._now
+        phase = now.waiting.pop(0)
+        now.packed, now.plan, now.launches, now.origin = phase.packed, phase.plan, phase.launches, phase.origin
         assert phase.gather is not None
         return hidden.index_select(1, phase.gather)
 
@@ -281,9 +306,9 @@ class Stitching:
     def _embeddings(self, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         embedded: Tensor = forward(*args, **kwargs)
         size = embedded.shape
-        if self.plan and self.plan.couplings:
+        if self._now.plan and self._now.plan.couplings:
             rows, parts, position = embedded.reshape(-1, size[-1]), [], 0
-            for (start, end), weights in self.plan.couplings:
+            for (start, end), weights in self._now.plan.couplings:
                 parts += [rows[position:start], self.kernels.couple(rows[start:end], weights)]
                 position = end
             embedded = torch.cat([*parts, rows[position:]]).view(size)
@@ -291,7 +316,11 @@ class Stitching:
 
     def _with_prompts(self, embedded: Tensor, *, is_before: bool) -> Tensor:
         """Write the prompts into the places that packing left for them."""
-        prompts = [p for p in (self.plan.prompts if self.plan else ()) if p[1].prompt.is_before_embeddings is is_before]
+        prompts = [
+            p
+            for p in (self._now.plan.prompts if self._now.plan else ())
+            if p[1].prompt.is_before_embeddings is is_before
+        ]
         if not prompts:
             return embedded
         rows = embedded.reshape(-1, embedded.shape[-1])

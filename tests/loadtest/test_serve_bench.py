@@ -11,8 +11,8 @@ from make_tokenizer import save_tokenizer
 from queue_model import answered
 
 from loadtest.arrivals import Catalog, schedule
-from loadtest.closed_loop import Flow
 from loadtest.children import serving
+from loadtest.closed_loop import Flow
 from loadtest.latency import Objective, Row, summarize
 from loadtest.scenarios import COLD, SCENARIOS, ZIPF, Plan
 from loadtest.serve import Raw, Saturation, ServeReport, run

@@ -33,9 +33,21 @@ from server.model.kernels.triton_words import (
 from server.model.launches import LaunchedDeltas, LaunchedSite
 from server.model.routing import DeltaGroup, RoutingPlan, Run, SitePlan, Span, Tree
 
-__all__ = ["JOINS", "couple", "edit", "prepare", "projection", "projections", "require", "site", "uncouple"]
+__all__ = [
+    "HAS_GRADIENTS",
+    "JOINS",
+    "couple",
+    "edit",
+    "prepare",
+    "projection",
+    "projections",
+    "require",
+    "site",
+    "uncouple",
+]
 
 JOINS = True
+HAS_GRADIENTS = False
 
 
 def require(device: torch.device | None = None) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from adapterd.v1 import adapters_pb2 as v1
 from server.api.admin import AdaptersServicer
+from server.api.publish import Publisher
 from server.core import AdapterStatus, Manifest, Tier
 from server.errors import AdapterNotFound, InvalidInput
 
@@ -43,7 +44,7 @@ class Registry:
 
 @pytest.fixture
 def servicer() -> AdaptersServicer:
-    return AdaptersServicer(Registry(), v1.Base(name="tiny"))
+    return AdaptersServicer(Registry(), v1.Base(name="tiny"), Publisher(Registry(), None, 1))
 
 
 async def test_pages_cover_every_name_once(servicer: AdaptersServicer) -> None:

@@ -11,7 +11,7 @@ from make_tokenizer import save_tokenizer
 from server.core import Encoding, Parameters, TextInput
 from server.tokenizer import Tokenizer
 from training.data import Example
-from training.demo import token_tags
+from training.tasks import token_tags
 
 
 def encode(text: str, path: Path) -> Encoding:

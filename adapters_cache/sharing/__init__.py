@@ -1,0 +1,1 @@
+"""Where adapters are shared: folders and object stores through fsspec, and the Hugging Face Hub."""

@@ -1,0 +1,118 @@
+"""Stage 0, publishing: the files of an adapter from a caller to the folder that the engine reads."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+from adapterd.v1 import adapters_pb2 as v1
+from adapters_cache.registry import is_name
+from server.api.convert import to_name
+from server.core import BASE, AdapterStatus
+from server.errors import InvalidInput, TooLarge
+from server.folders import folder_beside, put_in_place
+
+MAX_FILES = 100
+
+
+class Engine(Protocol):
+    """The part of the engine that this file uses."""
+
+    async def load(self, name: str) -> tuple[AdapterStatus, str]: ...
+
+
+class Publisher:
+    """One at a time per name.
+
+    folder   None where nothing may be published
+    """
+
+    def __init__(self, engine: Engine, folder: Path | None, max_bytes: int) -> None:
+        self._engine, self._folder, self._max_bytes = engine, folder, max_bytes
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def publish(self, messages: AsyncIterator[v1.PublishRequest]) -> tuple[AdapterStatus, str]:
+        """The adapter as it is served now, and the digest before.
+
+        Files are put in place together and then loaded; should that fail, those before are back.
+        Raises InvalidInput, TooLarge, and what loading raises.
+        """
+        if self._folder is None:
+            raise InvalidInput("this server takes no adapters: start it with --set api.publish_folder=FOLDER")
+        first = await anext(messages, None)
+        if first is None:
+            raise InvalidInput("no files were sent; send at least adapter_config.json and adapter.safetensors")
+        name = to_name(first.name)
+        if name == BASE or "/" in name or not is_name(name):
+            raise InvalidInput(f"{name!r} cannot be the name of a published adapter")
+        into = self._folder / name
+        with folder_beside(into) as aside:
+            await self._receive(first, messages, aside)
+            swap = asyncio.create_task(self._swap(name, aside, into))
+            try:
+                return await asyncio.shield(swap)
+            except asyncio.CancelledError:
+                await asyncio.wait([swap])  # half of it would leave folder and engine apart
+                raise
+
+    async def _swap(self, name: str, aside: Path, into: Path) -> tuple[AdapterStatus, str]:
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            was_there = await asyncio.to_thread(put_in_place, aside, into)
+            try:
+                return await self._engine.load(name)
+            except BaseException:
+                if was_there:
+                    await asyncio.to_thread(put_in_place, aside, into)
+                else:
+                    await asyncio.to_thread(shutil.rmtree, into, True)
+                raise
+
+    async def _receive(self, first: v1.PublishRequest, rest: AsyncIterator[v1.PublishRequest], aside: Path) -> None:
+        """Write every piece to its file."""
+        done: set[str] = set()
+        num_bytes, path, file = 0, "", None
+        try:
+            async for message in _with(first, rest):
+                num_bytes += len(message.content)
+                if num_bytes > self._max_bytes:
+                    raise TooLarge(f"the files have more than {self._max_bytes} bytes, the limit (max_publish_bytes)")
+                if message.path != path or file is None:
+                    if message.path in done:
+                        raise InvalidInput(f"pieces of {message.path!r} do not follow each other")
+                    if file is not None:
+                        file.close()
+                    path, file = message.path, await asyncio.to_thread(_opened, aside, message.path)
+                    done.add(path)
+                    if len(done) > MAX_FILES:
+                        raise InvalidInput(f"more than {MAX_FILES} files are no adapter")
+                await asyncio.to_thread(file.write, message.content)
+        finally:
+            if file is not None:
+                file.close()
+
+
+async def _with(first: v1.PublishRequest, rest: AsyncIterator[v1.PublishRequest]) -> AsyncIterator[v1.PublishRequest]:
+    yield first
+    async for message in rest:
+        yield message
+
+
+def _opened(folder: Path, path: str) -> BinaryIO:
+    """A new file at a relative path. Raises InvalidInput for one that leads out of the folder, or is hidden."""
+    parts = PurePosixPath(path).parts
+    if (
+        not 1 <= len(parts) <= 2
+        or len(path) > 200
+        or any(part.startswith((".", "/")) for part in parts)
+        or "\\" in path
+    ):
+        raise InvalidInput(f"{path[:100]!r} is not the path of a file of an adapter: NAME or HEAD/NAME")
+    target = folder.joinpath(*parts)
+    target.parent.mkdir(exist_ok=True)
+    try:
+        return target.open("xb")
+    except OSError as error:
+        raise InvalidInput(f"{path!r} cannot be written: {error.strerror}") from error

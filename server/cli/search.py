@@ -1,0 +1,42 @@
+"""adapterd search: what a registry has."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+NAME = "search"
+EXAMPLE = "adapterd search --from s3://team/adapters --task text-classification"
+
+
+def run(
+    text: Annotated[str, typer.Argument(help="Part of the name.")] = "",
+    source: Annotated[
+        str, typer.Option("--from", help="Registry: a folder, a URL that fsspec knows, or hub:.")
+    ] = "hub:",
+    task: Annotated[str, typer.Option(help="As text-classification.")] = "",
+    language: Annotated[str, typer.Option(help="As en.")] = "",
+    base: Annotated[str, typer.Option(help="Name of the base model.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One object per line.")] = False,
+) -> None:
+    """List adapters by task, language and base."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from adapters_cache.sharing.origins import Address, open_registry
+    from server.cli.transfer import reported
+
+    with reported():
+        found = open_registry(Address(source, text)).search(text, task=task, language=language, base=base)
+        table = Table("adapter", "revision", "task", "language", "base", "method", box=None, pad_edge=False)
+        for artefact in found:
+            if as_json:
+                typer.echo(json.dumps(asdict(artefact)))
+            columns = (artefact.task, artefact.language, artefact.base, artefact.method)
+            table.add_row(artefact.name, artefact.revision[:12], *columns)
+        if not as_json:
+            Console().print(table if table.row_count else "nothing found")

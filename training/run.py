@@ -1,0 +1,180 @@
+"""From files to a published folder: read, tokenize, train, test, report. The order of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from server.config import ModelConfig
+from server.core import Encoding, Parameters, TextInput, Truncation
+from server.errors import InvalidInput
+from server.folders import folder_beside, put_in_place
+from server.model.base import Base, load_base
+from server.tokenizer import Tokenizer
+from training.data import Example
+from training.files import read_examples
+from training.fit import History, Progress, TrainConfig, fit, predict
+from training.report import write_report
+from training.stitch import AdapterModel, stitch
+from training.tasks import TASKS, Item, Scores, TrainTask
+
+HELD_OUT = 0.1  # share of the training file that validates where no file does
+CHECKPOINTS, PLAN = "checkpoints", "plan.json"  # in the work folder
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `adapterd train` was asked for. `output` is the adapter's folder, named like the adapter."""
+
+    base: str
+    task: str
+    train: Path
+    validation: Path | None
+    test: Path | None
+    output: Path
+    config: str = "seq_bn"
+    device: str = "auto"
+    on: tuple[Path, ...] = ()
+    training: TrainConfig = TrainConfig()
+
+    @property
+    def name(self) -> str:
+        return self.output.name
+
+    @property
+    def work(self) -> Path:
+        """Where a run keeps what it needs to go on after a kill."""
+        return self.output.parent / f".{self.output.name}.training"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run ends with. `test` is of the weights as they were written; None without a test file."""
+
+    plan: Plan
+    base: str
+    labels: tuple[str, ...]
+    sizes: dict[str, int]
+    num_trained: int  # parameters
+    history: History
+    validation: Scores
+    test: Scores | None
+
+
+def train(plan: Plan, progress: Progress, *, restart: bool = False, base: Base | None = None) -> Trained:
+    """Train, and write the adapter, its card, metrics and pictures to `plan.output`, which appears as a whole.
+
+    base      one that is loaded, instead of `plan.base`
+    restart   forget an earlier run that was stopped; otherwise it goes on
+    Raises InvalidInput where files, base or plan do not fit, or where an unfinished run had another plan.
+    """
+    if plan.task not in TASKS:
+        raise InvalidInput(f"task {plan.task!r} is not one of {', '.join(TASKS)}")
+    task = TASKS[plan.task]
+    splits = _read(plan, task)
+    if base is None:
+        base = load_base(ModelConfig(base=plan.base, device=plan.device, dtype="float32", backend="eager"))
+    labels = task.labels_of(splits["train"])
+    index = {label: i for i, label in enumerate(labels)}
+    items = {split: _items(base, task, examples, index) for split, examples in splits.items()}
+    model = _model(plan, base, task, labels)
+    _settle(plan, restart)
+    history = fit(
+        model,
+        items["train"],
+        items["validation"],
+        lambda logits, targets: task.score(logits, targets, labels),
+        plan.training,
+        plan.work / CHECKPOINTS,
+        progress,
+    )
+    scores = {
+        split: task.score(predict(model, own), [i.target for i in own], labels)
+        for split, own in items.items()
+        if split != "train"
+    }
+    trained = Trained(
+        plan=plan,
+        base=base.info.name,
+        labels=labels,
+        sizes={split: len(examples) for split, examples in splits.items()},
+        num_trained=sum(parameter.numel() for parameter in model.parameters()),
+        history=history,
+        validation=scores["validation"],
+        test=scores.get("test"),
+    )
+    _publish(plan, model, trained, task)
+    return trained
+
+
+def _read(plan: Plan, task: TrainTask) -> dict[str, list[Example]]:
+    paths = {"train": plan.train, "validation": plan.validation, "test": plan.test}
+    splits = {
+        split: read_examples(path, has_tags=task.has_tags, is_multi=task.is_multi)
+        for split, path in paths.items()
+        if path is not None
+    }
+    if "validation" not in splits:
+        rows = splits["train"]
+        random.Random(plan.training.seed).shuffle(rows)
+        num_held_out = max(1, int(len(rows) * HELD_OUT))
+        if len(rows) <= num_held_out:
+            raise InvalidInput(f"{plan.train} has {len(rows)} rows, too few to hold some out: give --validation")
+        splits |= {"validation": rows[:num_held_out], "train": rows[num_held_out:]}
+    return splits
+
+
+def _settle(plan: Plan, restart: bool) -> None:
+    """Make sure that what lies in the work folder is of this very plan."""
+    if plan.output.exists() and any(plan.output.iterdir()) and not (plan.output / "adapter_config.json").exists():
+        raise InvalidInput(f"{plan.output} exists and holds no adapter; name a folder that is new")
+    if restart:
+        shutil.rmtree(plan.work, ignore_errors=True)
+    file, said = plan.work / PLAN, json.dumps(asdict(plan), default=str, indent=2)
+    if file.exists() and file.read_text(encoding="utf-8") != said:
+        raise InvalidInput(
+            f"{plan.work} holds an unfinished run with other options; give the same ones to go on,"
+            " or --restart to forget it"
+        )
+    plan.work.mkdir(parents=True, exist_ok=True)
+    file.write_text(said, encoding="utf-8")
+
+
+def _items(base: Base, task: TrainTask, examples: Sequence[Example], index: dict[str, int]) -> list[Item]:
+    encodings = encode(base, examples)
+    return [
+        Item(encoding, task.target(example, encoding, index))
+        for example, encoding in zip(examples, encodings, strict=True)
+    ]
+
+
+def encode(base: Base, examples: Sequence[Example]) -> list[Encoding]:
+    """Texts as the server reads them; what is longer than the base takes is cut off."""
+    tokenizer = Tokenizer(base.tokenizer_path, base.info, num_threads=os.cpu_count() or 1)
+    try:
+        inputs = [TextInput(example.text, example.text_pair) for example in examples]
+        return asyncio.run(tokenizer.encode(inputs, Parameters(truncation=Truncation.LONGEST_FIRST)))
+    finally:
+        tokenizer.close()
+
+
+def _model(plan: Plan, base: Base, task: TrainTask, labels: tuple[str, ...]) -> AdapterModel:
+    head: dict[str, object] = {"head_type": task.head_type}
+    if not labels:
+        head["num_labels"] = 1
+    return stitch(base, plan.name, plan.config, head=head, labels=labels, on=plan.on, seed=plan.training.seed)
+
+
+def _publish(plan: Plan, model: AdapterModel, trained: Trained, task: TrainTask) -> None:
+    """A reader finds the old adapter or the new one, never half of one."""
+    with folder_beside(plan.output) as aside:
+        model.save_adapter(aside)
+        write_report(aside, trained, task)
+        put_in_place(aside, plan.output)
+    shutil.rmtree(plan.work)

@@ -178,7 +178,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, base: BaseInfo, dtype: 
     config = dict(checkpoint.config)
     if config.get("architecture") == FUSION:
         del config["architecture"]
-        envelope |= {"adapter_names": config.pop("members"), "config": TRAINING_DEFAULTS | config}
+        envelope |= {"adapter_names": config.pop("members"), "config": {**TRAINING_DEFAULTS, **config}}
         _save(path / FUSION_FILES[0], fusion_file_keys(checkpoint.tensors, family, checkpoint.name), dtype)
         _dump(path / FUSION_CONFIG, envelope)
     else:

@@ -1,4 +1,4 @@
-"""Client and AsyncClient: the same methods, one blocking and one for asyncio.
+"""Client and AsyncClient: the same methods, one blocking and one for asyncio; only `Client` trains.
 
 Messages are those of `adapterd.v1`. A failed call raises `adapterd.Error`; a failed item of a batch or stream
 is given back as one. Refusals for lack of room are retried, see `max_retries`. A request beyond

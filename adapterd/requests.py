@@ -125,11 +125,17 @@ PIECE_BYTES = 1 << 20
 
 def publish_messages(name: str, folder: Path) -> Iterator[admin.PublishRequest]:
     """Every file of an adapter's folder, in pieces. Raises FileNotFoundError for one without files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    if not files:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = {path.relative_to(folder).as_posix(): path for path in files}
+    shown = {where: path for where, path in paths.items() if not any(p.startswith(".") for p in where.split("/"))}
+    if not shown:
         raise FileNotFoundError(f"{folder} holds no files")
-    for path in files:
-        where, is_first = path.relative_to(folder).as_posix(), True
+    return _published(name, shown)
+
+
+def _published(name: str, files: Mapping[str, Path]) -> Iterator[admin.PublishRequest]:
+    for where, path in files.items():
+        is_first = True
         with path.open("rb") as file:
             while (piece := file.read(PIECE_BYTES)) or is_first:
                 yield admin.PublishRequest(name=name, path=where, content=piece)
@@ -137,7 +143,14 @@ def publish_messages(name: str, folder: Path) -> Iterator[admin.PublishRequest]:
 
 
 def train_messages(plan: training.TrainPlan, files: Mapping[str, Path]) -> Iterator[training.TrainRequest]:
-    """The plan, then each split's file in pieces."""
+    """The plan, then each split's file in pieces. Raises FileNotFoundError for one that is not there."""
+    for path in files.values():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file")
+    return _train_rows(plan, files)
+
+
+def _train_rows(plan: training.TrainPlan, files: Mapping[str, Path]) -> Iterator[training.TrainRequest]:
     yield training.TrainRequest(plan=plan)
     for split, path in files.items():
         with path.open("rb") as file:

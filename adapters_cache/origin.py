@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from adapters_cache.failures import Failure, FolderState
 from adapters_cache.formats.adapterhub import is_adapter, read_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
@@ -43,7 +45,8 @@ class FolderOrigin:
         self._max_bytes = max_adapter_bytes
         # a file that hangs its reader is told to be that file's fault, before the load is given up
         self._pickle_timeout_s = load_timeout_s / 2
-        self._threads = ThreadPoolExecutor(max_concurrent_loads, thread_name_prefix="origin")
+        # without workers of their own, see server/threads.py
+        self._threads = ThreadPoolExecutor(max_concurrent_loads, "origin", torch.set_num_threads, (1,))
         self._busy: dict[str, asyncio.Future[Any]] = {}  # by name, until the thread has ended
 
     async def scan(self) -> dict[str, Path]:

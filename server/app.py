@@ -30,6 +30,7 @@ from server.model.slots import SlotBank
 from server.pipeline import Pipeline
 from server.probe import Prober, load_plain, tolerance_of
 from server.scheduler.scheduler import Scheduler
+from server.threads import run_alone
 from server.tokenizer import Tokenizer, serialized
 from server.totals import Totals
 
@@ -64,7 +65,7 @@ class App:
         await self._running.aclose()
 
     async def _start(self, started: AsyncExitStack) -> None:
-        base = await asyncio.to_thread(load_base, self.config.model)
+        base = await run_alone(load_base, self.config.model)
         self.base = _describe(base)
         engine = await self._start_engine(base, started)
         self._start_http(started)
@@ -111,7 +112,7 @@ class App:
         config = self.config.scheduler
         if not config.max_batch_tokens:
             loop = asyncio.get_running_loop()
-            found = await asyncio.to_thread(calibrate_runner, runner, loop, config, base.info.max_tokens)
+            found = await run_alone(calibrate_runner, runner, loop, config, base.info.max_tokens)
             config = replace(config, max_batch_tokens=found.budget_tokens)
             rates = " ".join(f"{tokens}:{rate:.0f}" for tokens, rate in found.rates.items())
             log.info("batch_tokens=%d seconds=%.1f tokens/s %s", config.max_batch_tokens, found.seconds, rates)
@@ -123,7 +124,7 @@ class App:
         config = self.config
         if not config.cache.verify_at_load:
             return None
-        plain = await asyncio.to_thread(load_plain, config.model)
+        plain = await run_alone(load_plain, config.model)
         plain.start()
         started.push_async_callback(asyncio.to_thread, plain.stop)
         tolerance = config.cache.verify_tolerance or tolerance_of(_dtype_name(base))

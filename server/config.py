@@ -86,7 +86,7 @@ class ApiConfig:
     drain_timeout_s: float = 30.0  # how long a stop waits for accepted requests
     lame_duck_s: float = 0.5  # how long a stopping server still accepts, so that balancers see it leave
     num_tokenizer_threads: int = 2  # of each front
-    publish_folder: str = ""  # where Publish keeps adapters, one of cache.adapters; whoever may call may then publish
+    publish_folder: str = ""  # where Publish keeps adapters, the first of cache.adapters; then any caller may publish
     max_publish_bytes: int = 512 * MIB  # of one adapter's files; disk
     frontends: int = 0  # gRPC processes on the port, each with memory and a core of its own; 0: the engine's process
 
@@ -111,8 +111,11 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         folder = self.api.publish_folder
-        if folder and Path(folder).absolute() not in [path.absolute() for path in self.cache.adapters]:
-            raise InvalidInput(f"publish_folder {folder!r} is not one of cache.adapters; name it there too")
+        if folder and [Path(folder).absolute()] != [path.absolute() for path in self.cache.adapters[:1]]:
+            raise InvalidInput(
+                f"publish_folder {folder!r} is not the first of cache.adapters; name it there first: of two adapters"
+                " with one name the first folder's counts"
+            )
 
 
 def _require_at_least(least: int, config: object, *names: str) -> None:

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.errors",),
     ("server.primitives", "server.config", "server.composition"),
     ("server.core", "server.expression"),
-    ("server.metrics", "server.memory", "server.folders"),
+    ("server.metrics", "server.memory", "server.folders", "server.threads"),
     ("server.totals",),
     (
         "server.admission",

@@ -28,7 +28,10 @@ def read_examples(path: Path, *, has_tags: bool, is_multi: bool = False) -> list
     if read is None:
         raise InvalidInput(f"{path}: files end in {', '.join(READERS)}, this one in {path.suffix!r}")
     make = _tagged if has_tags else (_multi if is_multi else _single)
-    examples = [_made(make, row, f"{path}, row {number}") for number, row in enumerate(read(path), 1)]
+    try:
+        examples = [_made(make, row, f"{path}, row {number}") for number, row in enumerate(read(path), 1)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}; save it as UTF-8") from error
     if not examples:
         raise InvalidInput(f"{path} holds no rows")
     return examples
@@ -39,7 +42,7 @@ def _made(make: Callable[[Row], Example], row: Row, where: str) -> Example:
         return make(row)
     except KeyError as error:
         raise InvalidInput(f"{where}: no column {error}; it has {', '.join(map(str, row)) or 'none'}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InvalidInput(f"{where}: {error}") from error
 
 
@@ -86,7 +89,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -102,8 +105,10 @@ def _read_conll(path: Path) -> Iterator[Row]:
     """A token per line, its tag in the last column, a blank line between sentences."""
     tokens: list[str] = []
     tags: list[str] = []
-    for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
+    for number, line in enumerate([*path.read_text(encoding="utf-8-sig").split("\n"), ""], 1):
         columns = line.split()
+        if len(columns) == 1 and columns[0] != "-DOCSTART-":
+            raise InvalidInput(f"{path}, line {number}: {line.strip()[:40]!r} has no tag; give a token and its tag")
         if columns and columns[0] != "-DOCSTART-":
             tokens.append(columns[0])
             tags.append(columns[-1])

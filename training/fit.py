@@ -43,6 +43,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} {getattr(self, name)} must be at least 1")
+        for name, most in (("epochs", 1000), ("batch_size", 1024)):
+            if getattr(self, name) > most:
+                raise InvalidInput(f"{name} {getattr(self, name)} is more than {most}, the limit")
         if not 0 < self.learning_rate < math.inf:
             raise InvalidInput(f"learning_rate {self.learning_rate:g} must be more than 0")
 
@@ -94,7 +97,7 @@ def fit(
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="steps",
-        logging_steps=10,
+        logging_steps=min(10, steps // config.epochs),
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="score",
@@ -105,7 +108,9 @@ def fit(
         dataloader_pin_memory=False,
         use_cpu=model.base.device.type == "cpu",
         seed=config.seed,
+        restore_callback_states_from_checkpoint=True,  # how long the score has not risen
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # the base is on one device
     trainer = Trainer(
         model=model,
         args=arguments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from adapters_cache.formats.adapterhub import check_file_name, check_replaceable
 from server.config import ModelConfig
 from server.core import Encoding, Parameters, TextInput, Truncation
 from server.errors import InvalidInput
@@ -74,17 +76,19 @@ def train(plan: Plan, progress: Progress, *, restart: bool = False, base: Base |
     restart   forget an earlier run that was stopped; otherwise it goes on
     Raises InvalidInput where files, base or plan do not fit, or where an unfinished run had another plan.
     """
+    check_file_name(plan.name)
+    check_replaceable(plan.output)
     if plan.task not in TASKS:
         raise InvalidInput(f"task {plan.task!r} is not one of {', '.join(TASKS)}")
     task = TASKS[plan.task]
     splits = _read(plan, task)
     if base is None:
         base = load_base(ModelConfig(base=plan.base, device=plan.device, dtype="float32", backend="eager"))
-    labels = task.labels_of(splits["train"])
+    labels = task.labels_of(splits["train"] if plan.validation else [*splits["train"], *splits["validation"]])
     index = {label: i for i, label in enumerate(labels)}
     items = {split: _items(base, task, examples, index) for split, examples in splits.items()}
     model = _model(plan, base, task, labels)
-    _settle(plan, restart)
+    _settle(plan, restart, base.info.fingerprint, labels)
     history = fit(
         model,
         items["train"],
@@ -130,20 +134,34 @@ def _read(plan: Plan, task: TrainTask) -> dict[str, list[Example]]:
     return splits
 
 
-def _settle(plan: Plan, restart: bool) -> None:
-    """Make sure that what lies in the work folder is of this very plan."""
-    if plan.output.exists() and any(plan.output.iterdir()) and not (plan.output / "adapter_config.json").exists():
-        raise InvalidInput(f"{plan.output} exists and holds no adapter; name a folder that is new")
+def _settle(plan: Plan, restart: bool, fingerprint: str, labels: Sequence[str]) -> None:
+    """Make sure that what lies in the work folder is of this very plan, base and data."""
     if restart:
         shutil.rmtree(plan.work, ignore_errors=True)
-    file, said = plan.work / PLAN, json.dumps(asdict(plan), default=str, indent=2)
+    files = [path for path in (plan.train, plan.validation, plan.test) if path is not None]
+    facts = {
+        "plan": asdict(plan),
+        "fingerprint": fingerprint,
+        "labels": list(labels),
+        "files": [_digest(path) for path in files],
+    }
+    file, said = plan.work / PLAN, json.dumps(facts, default=str, indent=2)
     if file.exists() and file.read_text(encoding="utf-8") != said:
         raise InvalidInput(
-            f"{plan.work} holds an unfinished run with other options; give the same ones to go on,"
+            f"{plan.work} holds an unfinished run with other options, data or base; give the same ones to go on,"
             " or --restart to forget it"
         )
     plan.work.mkdir(parents=True, exist_ok=True)
     file.write_text(said, encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    """sha256 over a file, or over those of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _items(base: Base, task: TrainTask, examples: Sequence[Example], index: dict[str, int]) -> list[Item]:

@@ -18,7 +18,7 @@ import torch
 from google.protobuf.descriptor import ServiceDescriptor
 
 from adapterd.v1 import training_pb2 as v1
-from adapters_cache.registry import is_name
+from adapters_cache.formats.adapterhub import check_file_name
 from server.config import ServerConfig
 from server.errors import InvalidInput, Overloaded, TooLarge, UnsupportedConfig
 from server.model.base import Base
@@ -59,25 +59,30 @@ class TrainingServicer:
     def __init__(self, base: Base, *, is_quantized: bool) -> None:
         self._base = base
         self._is_quantized = is_quantized
-        self._pool = ThreadPoolExecutor(1, "training", _stand_back)
+        spare = max(1, (os.cpu_count() or 1) - base.num_threads)
+        self._pool = ThreadPoolExecutor(1, "training", _stand_back, (spare,))
         self._num_waiting = 0
 
     async def Train(self, messages: AsyncIterator[v1.TrainRequest], context: Context) -> None:
         self._check_base()
         if self._num_waiting >= MAX_WAITING:
-            raise Overloaded(f"{self._num_waiting} trainings wait already, the limit; train elsewhere or later")
-        with tempfile.TemporaryDirectory(prefix="adapterd-train-") as name:
-            folder = Path(name)
-            asked, paths = await _received(messages, folder)
-            plan = await asyncio.to_thread(_plan, asked, paths, folder)
-            await context.write(v1.TrainResponse(queued=v1.Queued(num_before=self._num_waiting)))
-            self._num_waiting += 1
-            try:
-                await self._train(plan, context)
-            finally:
-                self._num_waiting -= 1
-            for message in _files(plan.output):
-                await context.write(message)
+            raise Overloaded(
+                f"{self._num_waiting} trainings wait already, the limit; train elsewhere or later", retry_after_s=60.0
+            )
+        self._num_waiting += 1
+        try:
+            with tempfile.TemporaryDirectory(prefix="adapterd-train-") as name:
+                await self._answer(messages, context, Path(name))
+        finally:
+            self._num_waiting -= 1
+
+    async def _answer(self, messages: AsyncIterator[v1.TrainRequest], context: Context, folder: Path) -> None:
+        asked, paths = await _received(messages, folder)
+        plan = await asyncio.to_thread(_plan, asked, paths, folder)
+        await context.write(v1.TrainResponse(queued=v1.Queued(num_before=self._num_waiting - 1)))
+        await self._train(plan, context)
+        for message in _files(plan.output):
+            await context.write(message)
 
     def _check_base(self) -> None:
         """Raises UnsupportedConfig with the reason."""
@@ -86,8 +91,8 @@ class TrainingServicer:
         if self._base.dtype is not torch.float32:
             dtype = str(self._base.dtype).removeprefix("torch.")
             raise UnsupportedConfig(f"this server's base is in {dtype}, trained is in float32; train elsewhere")
-        if not self._base.stitching.kernels.HAS_GRADIENTS:
-            raise UnsupportedConfig("this server's backend has no gradients; start it with --set model.backend=eager")
+        if self._base.stitching.kernels.JOINS:
+            raise UnsupportedConfig("this server's backend is not trained on; start it with --set model.backend=eager")
 
     async def _train(self, plan: Plan, context: Context) -> None:
         """In the training thread, after those before it. Steps are told as they come, as many as the caller takes."""
@@ -119,8 +124,9 @@ class TrainingServicer:
         done.result()
 
 
-def _stand_back() -> None:
+def _stand_back(num_threads: int) -> None:
     """The calling thread, and those that it will start, get what the others leave of the cores."""
+    torch.set_num_threads(num_threads)
     if sys.platform.startswith("linux"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
 
@@ -131,8 +137,7 @@ async def _received(messages: AsyncIterator[v1.TrainRequest], folder: Path) -> t
     if first is None or first.WhichOneof("part") != "plan":
         raise InvalidInput("the first message has to be the plan")
     asked, num_bytes = first.plan, 0
-    if not is_name(asked.name) or "/" in asked.name:
-        raise InvalidInput(f"{asked.name[:100]!r} cannot be the name of an adapter")
+    check_file_name(asked.name)
     paths: dict[str, Path] = {}
     async for message in messages:
         rows = message.rows

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from adapters_cache.formats.adapterhub import VERSION, read_checkpoint, write_checkpoint
+from adapters_cache.formats.adapterhub import VERSION, check_file_name, read_checkpoint, write_checkpoint
 from adapters_cache.formats.checkpoint import FUSION, Checkpoint, HeadCheckpoint
 from adapters_cache.formats.configs import canonical_config
 from adapters_cache.formats.heads import LANGUAGE_MODELS
@@ -36,6 +37,7 @@ from training.parameters import new_checkpoint, new_fusion, new_head
 
 TRAINED = 1  # its slot; adapters that are frozen come after it
 FUSION_REGULARIZATION = 0.01  # weight of the distance of a fusion's values to the identity, as in the library
+NOWHERE = -1e4  # score of padding as the first or last token of an answer
 SIGNED = "parametrizations.weight.original"
 STITCHED = "adapterd_base"  # attribute of an encoder that is stitched already
 Source = Path | str | Checkpoint
@@ -87,6 +89,7 @@ def stitch(
     fuse     adapters that stay as they are and are fused; what is trained is the fusion (AdapterFusion)
     Raises UnsupportedConfig, WrongBase, MalformedCheckpoint, InvalidInput.
     """
+    check_file_name(name)
     base = _base_of(model)
     frozen = [_read(source) for source in (*on, *fuse)]
     if on and fuse:
@@ -137,12 +140,11 @@ class AdapterModel(nn.Module):
         if not self._has_head:
             raise InvalidInput("this adapter has no head, so there is nothing to train it with: stitch(..., head=...)")
         shape = input_ids.shape
-        encodings = _encodings(
-            *(x if x is None else x.view(-1, shape[-1]) for x in (input_ids, attention_mask, token_type_ids))
-        )
+        encodings = _encodings(*(_rows(x) for x in (input_ids, attention_mask, token_type_ids)))
         weights = self._weights()
         [head] = weights.heads
-        logits = self._padded(self._logits(weights, head, encodings), shape)
+        nowhere = NOWHERE if head.head.task is Task.QUESTION_ANSWERING else 0.0
+        logits = self._padded(self._logits(weights, head, encodings), shape, nowhere)
         loss = self._loss(head, logits, labels, start_positions, end_positions)
         if head.head.task is Task.QUESTION_ANSWERING:
             return AdapterOutput(loss, None, logits[..., 0], logits[..., 1])
@@ -208,10 +210,11 @@ class AdapterModel(nn.Module):
     def _viewed(self, checkpoint: Checkpoint) -> SlotWeights:
         """The weights as the engine sees them; gradients flow back into tensors that want them."""
         spec, tensors = lower(checkpoint, self.base.info, self.base)
-        flat = torch.cat(
-            [torch.empty(0, device=self.base.device), *(t.reshape(-1).to(self.base.device) for t in tensors)]
-        )
-        return view(spec, flat.to(self.base.dtype))
+        offsets = accumulate((tensor.numel() for tensor in tensors), initial=0)
+        # apart from each other: views of one buffer would each fill a gradient as long as the buffer
+        places = zip(offsets, tensors, strict=False)
+        parts = {at: own.to(self.base.device, self.base.dtype) for at, own in places if own.numel()}
+        return view(spec, parts)
 
     def _weights(self) -> SlotWeights:
         self._restore_signs()
@@ -235,14 +238,18 @@ class AdapterModel(nn.Module):
         rows = [replace(way.head_row((i, 0)), is_whole=head.head.task is Task.FILL_MASK) for i in order]
         answers = run_head(head, hidden, rows, self.base.heads, self.base.stitching.kernels.uncouple)
         found = dict(zip(order, answers, strict=True))
-        return [found[i][0] for i in range(len(encodings))]
+        logits = [found[i][0] for i in range(len(encodings))]
+        start, end = rows[0].prompt
+        # what a prompt says at its own tokens has no labels
+        is_whole = head.head.task is Task.FILL_MASK and end > start
+        return [torch.cat([own[:start], own[end:]]) for own in logits] if is_whole else logits
 
-    def _padded(self, logits: Sequence[Tensor], shape: torch.Size) -> Tensor:
+    def _padded(self, logits: Sequence[Tensor], shape: torch.Size, value: float) -> Tensor:
         if logits[0].ndim == 1:
             rows = torch.stack(list(logits))
             return rows.view(shape[0], -1) if len(shape) == 3 else rows
-        padded = nn.utils.rnn.pad_sequence(list(logits), batch_first=True)
-        return nn.functional.pad(padded, (0, 0, 0, shape[-1] - padded.shape[1]))
+        padded = nn.utils.rnn.pad_sequence(list(logits), batch_first=True, padding_value=value)
+        return nn.functional.pad(padded, (0, 0, 0, shape[-1] - padded.shape[1]), value=value)
 
     def _loss(
         self, head: HeadWeights, logits: Tensor, labels: Tensor | None, starts: Tensor | None, ends: Tensor | None
@@ -279,7 +286,7 @@ def _base_of(model: PreTrainedModel | str | Path | Base) -> Base:
     if isinstance(model, Base):
         return model
     if isinstance(model, (str, Path)):
-        return load_base(ModelConfig(base=str(model), backend="eager"))
+        return load_base(ModelConfig(base=str(model), dtype="float32", backend="eager"))
     encoder = model.base_model
     base: Base | None = getattr(encoder, STITCHED, None)
     if base is None:
@@ -341,7 +348,7 @@ def _node(checkpoint: Checkpoint, frozen: tuple[Leaf, ...]) -> Node | None:
 
 def _rows(x: Tensor | None) -> Tensor | None:
     """[B, C, T] as [B * C, T]"""
-    return None if x is None else x.view(-1, x.shape[-1])
+    return None if x is None else x.reshape(-1, x.shape[-1])
 
 
 def _encodings(ids: Tensor | None, mask: Tensor | None, types: Tensor | None) -> list[Encoding]:

@@ -70,7 +70,7 @@ def _classes(examples: Sequence[Example]) -> tuple[str, ...]:
     names = {str(example.label) for example in examples}
     if len(names) < 2:
         raise InvalidInput(f"the training file has one label, {min(names)!r}; a classifier needs at least two")
-    is_number = all(name.lstrip("-").isdigit() for name in names)
+    is_number = all(name.lstrip("-").isdecimal() for name in names)
     return tuple(sorted(names, key=(lambda name: (int(name), name)) if is_number else (lambda name: (0, name))))
 
 

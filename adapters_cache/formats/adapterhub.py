@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,18 @@ VERSION = "adapters.1.3.0"  # of the layout that is written here
 def is_adapter(path: Path) -> bool:
     """Whether a directory holds an adapter, a head or a fusion."""
     return (path / ADAPTER_CONFIG).is_file() or (path / HEAD_CONFIG).is_file() or is_fusion(path)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises InvalidInput for a folder that holds something else than an adapter: it would be lost."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_adapter(folder))):
+        raise InvalidInput(f"{folder} exists and holds no adapter; name a folder that is new, or an adapter's")
+
+
+def check_file_name(name: str) -> None:
+    """Raises InvalidInput for what cannot be the name of an adapter in files: keys of tensors are split at dots."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", name) is None:
+        raise InvalidInput(f"adapter name {name[:100]!r} is not up to 128 letters, digits, dashes and underscores")
 
 
 def read_checkpoint(

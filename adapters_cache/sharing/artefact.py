@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters_cache.formats.adapterhub import is_adapter, read_checkpoint
+from adapters_cache.formats.adapterhub import check_replaceable, is_adapter, read_checkpoint
 from server.errors import InvalidInput, MalformedCheckpoint
 from server.folders import folder_beside, put_in_place
 
@@ -71,10 +71,9 @@ def describe(folder: Path, name: str, *, task: str = "", language: str = "", tag
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix in SUFFIXES and path.name != MANIFEST
     }
-    total = hashlib.sha256("".join(f"{path} {digest}\n" for path, (digest, _) in files.items()).encode())
     return Artefact(
         name=name,
-        revision=total.hexdigest(),
+        revision=revision_of(files),
         files=files,
         base=str(facts.get("base", "")),
         task=task or str(facts.get("task", "")),
@@ -83,6 +82,12 @@ def describe(folder: Path, name: str, *, task: str = "", language: str = "", tag
         model_type=checkpoint.model_type,
         tags=tags,
     )
+
+
+def revision_of(files: Mapping[str, tuple[str, int]]) -> str:
+    """sha256, hex, of paths and checksums."""
+    lines = (f"{path} {digest}\n" for path, (digest, _) in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def digest_of(path: Path) -> str:
@@ -104,8 +109,10 @@ def arrived(artefact: Artefact, into: Path, fetch: Callable[[str, Path], None], 
 
     into    the adapter's folder to be
     fetch   brings the file of a relative path to a place
-    Raises MalformedCheckpoint for a file whose checksum is another, and what `fetch` raises.
+    Raises InvalidInput where something else than an adapter is there, MalformedCheckpoint for a file whose checksum is
+    another, and what `fetch` raises.
     """
+    check_replaceable(into)
     with folder_beside(into) as aside:
         done = 0
         for path, (digest, size) in artefact.files.items():

@@ -10,7 +10,7 @@ from server.errors import AdapterdError, Unavailable
 
 # user:password@ of an address, and what tokens and signatures look like in one.
 _SECRETS = re.compile(
-    r"(?<=//)[^/\s@]+@|(?i:(?:token|key|signature|secret|password|authorization)[=:]\s*)[^&\s]+|hf_\w{8,}"
+    r"(?<=//)[^/\s@]+@|(?i:bearer|basic)\s+\S+|(?i:(?:token|key|signature|secret|password|authorization)[=:]\s*)[^&\s]+|hf_\w{8,}"
 )
 
 

@@ -6,18 +6,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 
 from adapters_cache.registry import is_name
-from adapters_cache.sharing.artefact import MANIFEST, Artefact, Progress, arrived, check_revision
-from adapters_cache.sharing.failures import failures
-from server.errors import AdapterNotFound, InvalidInput
+from adapters_cache.sharing.artefact import MANIFEST, Artefact, Progress, arrived, check_revision, revision_of
+from adapters_cache.sharing.failures import failures, redacted
+from server.errors import AdapterNotFound, InvalidInput, MalformedCheckpoint
 
-REFS, MAIN = "refs", "main"
+REFS, MAIN, PARTIAL = "refs", "main", ".partial"
 
 
 class FolderRegistry:
@@ -27,11 +29,11 @@ class FolderRegistry:
     """
 
     def __init__(self, root: str, options: dict[str, Any] | None = None) -> None:
-        self.root = root
         try:
             self._fs, self._path = fsspec.core.url_to_fs(root, **(options or {}))
         except (ImportError, ValueError) as error:
-            raise InvalidInput(f"registry {root!r}: {error}") from error
+            raise InvalidInput(f"registry {redacted(root)!r}: {redacted(str(error))}") from None
+        self.root = redacted(root)  # what is shown of it
 
     def push(self, folder: Path, artefact: Artefact, progress: Progress = lambda done, total: None) -> Artefact:
         """Send the files of `folder`, unless they are there, then point "main" and the artefact's tags at them."""
@@ -43,7 +45,10 @@ class FolderRegistry:
             if not self._fs.exists(f"{place}/{MANIFEST}"):
                 done = 0
                 for path, (_, size) in artefact.files.items():
-                    self._put(f"{place}/{path}", (folder / path).read_bytes())
+                    content = (folder / path).read_bytes()
+                    if hashlib.sha256(content).hexdigest() != artefact.files[path][0]:
+                        raise InvalidInput(f"{path} changed while it was pushed; push again")
+                    self._put(f"{place}/{path}", content)
                     done += size
                     progress(done, artefact.size_bytes)
                 self._put(f"{place}/{MANIFEST}", artefact.dumps().encode())
@@ -87,8 +92,8 @@ class FolderRegistry:
         return "/".join((self._path.rstrip("/"), *parts))
 
     def _put(self, path: str, content: bytes) -> None:
-        """As a whole: object stores do that by themselves, folders by a rename."""
-        aside = f"{path}.partial"
+        """As a whole, also in folders, where writing takes a while."""
+        aside = f"{path}.{uuid4().hex}{PARTIAL}"
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         self._fs.pipe_file(aside, content)
         self._fs.mv(aside, path)
@@ -100,11 +105,15 @@ class FolderRegistry:
         return found[0] if len(found) == 1 else None
 
     def _tags(self, name: str) -> list[str]:
-        return [PurePosixPath(p).name for p in self._fs.glob(f"{self._at(name, REFS)}/*")]
+        found = [PurePosixPath(p).name for p in self._fs.glob(f"{self._at(name, REFS)}/*")]
+        return [tag for tag in found if not tag.endswith(PARTIAL)]
 
     def _read(self, name: str, revision: str) -> Artefact:
         path = f"{self._at(name, revision)}/{MANIFEST}"
-        return Artefact.loads(self._fs.cat_file(path), path)
+        found = Artefact.loads(self._fs.cat_file(path), redacted(path))
+        if not found.revision == revision == revision_of(found.files):
+            raise MalformedCheckpoint(f"{redacted(path)} is not of the files that its revision names", field=MANIFEST)
+        return found
 
 
 def _check_name(name: str) -> None:

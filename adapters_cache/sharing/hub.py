@@ -6,10 +6,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
@@ -36,20 +37,32 @@ class HubRegistry:
         *,
         is_private: bool = False,
     ) -> Artefact:
-        """One commit with all files, so that nobody sees half of them; then the tags."""
-        (folder / MANIFEST).write_text(artefact.dumps(), encoding="utf-8")
+        """One commit with these files and no others, so that nobody sees half of them; then the tags.
+
+        Gives the artefact with the commit as its revision.
+        """
+        for tag in artefact.tags:
+            check_revision(tag)
+        manifest = CommitOperationAdd(MANIFEST, artefact.dumps().encode())
+        files = [CommitOperationAdd(path, str(folder / path)) for path in artefact.files]
         with failures(f"push of {artefact.name}"), _told(artefact.name):
             self._api.create_repo(artefact.name, private=is_private or None, exist_ok=True)
-            commit = self._api.upload_folder(
-                repo_id=artefact.name,
-                folder_path=folder,
-                allow_patterns=[*artefact.files, MANIFEST],
-                commit_message=f"adapterd {artefact.revision[:12]}",
+            before = self._api.model_info(artefact.name, revision="main").siblings or ()
+            gone = [
+                CommitOperationDelete(path)
+                for path in (sibling.rfilename for sibling in before)
+                if PurePosixPath(path).suffix in SUFFIXES and path not in artefact.files and path != MANIFEST
+            ]
+            commit = self._api.create_commit(
+                artefact.name, [*gone, *files, manifest], commit_message=f"adapterd {artefact.revision[:12]}"
             )
+            known = {ref.name for ref in self._api.list_repo_refs(artefact.name).tags} if artefact.tags else set()
             for tag in artefact.tags:
-                self._api.create_tag(artefact.name, tag=check_revision(tag), revision=commit.oid, exist_ok=True)
+                if tag in known:
+                    self._api.delete_tag(artefact.name, tag=tag)
+                self._api.create_tag(artefact.name, tag=tag, revision=commit.oid)
         progress(artefact.size_bytes, artefact.size_bytes)
-        return artefact
+        return replace(artefact, revision=commit.oid)
 
     def find(self, name: str, revision: str = "main") -> Artefact:
         """What a repository holds at a branch, tag or commit.
@@ -70,16 +83,24 @@ class HubRegistry:
             raise MalformedCheckpoint(f"{name} holds no adapter: none of {', '.join(ENVELOPES)}")
         card: Any = info.card_data
         facts: dict[str, Any] = card.to_dict() if card else {}
+        known: Artefact | None = None
         has_manifest = any(s.rfilename == MANIFEST for s in info.siblings or ())
         if has_manifest:
             known = Artefact.loads(self._bytes(name, MANIFEST, info.sha), f"{name}/{MANIFEST}")
-            files = {path: known.files.get(path, entry) for path, entry in files.items()}
+            # what the hub knows of a large file is of this very commit; cards are edited there
+            files = {
+                path: files[path] if files[path][0] or path.endswith(".md") else entry
+                for path, entry in known.files.items()
+                if path in files
+            }
         return Artefact(
             name=name,
             revision=str(info.sha),
             files=files,
-            base=str(facts.get("base_model", "")),
-            language=str(facts.get("language", "")),
+            base=known.base if known else str(facts.get("base_model", "")),
+            task=known.task if known else "",
+            language=known.language if known else str(facts.get("language", "")),
+            method=known.method if known else "",
             tags=tuple(info.tags or ()),
         )
 
@@ -87,20 +108,27 @@ class HubRegistry:
         """Raises MalformedCheckpoint on a checksum that does not hold."""
 
         def fetch(path: str, target: Path) -> None:
-            with failures(f"pull of {artefact.name}"), _told(artefact.name):
-                shutil.move(self._download(artefact.name, path, artefact.revision, target.parent), target)
+            with (
+                failures(f"pull of {artefact.name}"),
+                _told(artefact.name),
+                tempfile.TemporaryDirectory(prefix="adapterd-pull-") as folder,
+            ):
+                shutil.move(self._download(artefact.name, path, artefact.revision, Path(folder)), target)
 
         return arrived(artefact, into, fetch, progress)
 
     def search(
-        self, text: str = "", *, task: str = "", language: str = "", base: str = "", limit: int = 100
+        self, text: str = "", *, task: str = "", language: str = "", base: str = "", author: str = "", limit: int = 100
     ) -> Iterator[Artefact]:
-        """Repositories tagged as adapters, by the hub's own filters; their files are not looked at."""
+        """Repositories tagged as adapters, by the hub's own filters; their files are not looked at.
+
+        author   an organization or user, "" for all
+        """
         filters = [ADAPTERS, *([task] if task else ()), *([language] if language else ())]
         if base:
             filters.append(f"base_model:{base}")
         with failures("search of the hub"):
-            found = list(self._api.list_models(search=text or None, filter=filters, limit=limit))
+            found = list(self._api.list_models(author=author or None, search=text or None, filter=filters, limit=limit))
         for info in found:
             yield Artefact(name=info.id, revision=str(info.sha or ""), files={}, tags=tuple(info.tags or ()))
 

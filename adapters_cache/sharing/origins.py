@@ -58,7 +58,10 @@ def address_of(text: str, registry: str = "") -> Address:
         return Address(HUB, path, revision)
     if not registry:
         raise InvalidInput(f"{text!r} names no registry: give --from, or hub:organization/name")
-    return Address(HUB if registry.startswith(HUB) else registry, path, revision)
+    if registry.startswith(HUB):
+        author = registry.removeprefix(HUB)
+        return Address(HUB, f"{author}/{path}" if author and "/" not in path else path, revision)
+    return Address(registry, path, revision)
 
 
 def open_registry(address: Address) -> FolderRegistry | HubRegistry:
@@ -82,7 +85,7 @@ def credentials(address: str) -> dict[str, Any]:
         origins = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} is not TOML: {type(error).__name__}") from None
-    fitting = [key for key in origins if address.startswith(key)]
+    fitting = [key for key in origins if f"{address}/".startswith(f"{key.rstrip('/')}/")]
     return {key: _value(path, key, value) for key, value in origins[max(fitting, key=len)].items()} if fitting else {}
 
 

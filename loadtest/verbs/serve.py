@@ -16,7 +16,7 @@ A short form, about a minute and a half on two cores:
 
 What the committed figures come from:
 
-    python -m loadtest serve --base bert-base --objective-ms 250 --output /tmp/serve
+    python -m loadtest serve --base bert-base --objective-ms 1000 --output /tmp/serve
 
 Another objective, at one rate, with two processes that send unary calls:
 

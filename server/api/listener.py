@@ -68,7 +68,12 @@ class Listener:
         server = grpc.aio.server(options=_options(self._config, shared))
         inference = InferenceServicer(self._pipeline, self._config, self._metrics)
         engine, folder = self._pipeline.engine, self._config.publish_folder
-        publisher = Publisher(engine, Path(folder) if folder else None, self._config.max_publish_bytes)
+        publisher = Publisher(
+            engine,
+            Path(folder) if folder else None,
+            self._config.max_publish_bytes,
+            self._pipeline.tokenizer.base,
+        )
         handlers = (
             service_handler(INFERENCE, inference),
             service_handler(ADAPTERS, AdaptersServicer(engine, self._base, publisher)),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from adapterd.v1 import adapters_pb2 as v1
 from adapters_cache.registry import is_name
 from server.api.convert import to_name
-from server.core import BASE, AdapterStatus
+from server.core import BASE, AdapterStatus, BaseInfo
 from server.errors import InvalidInput, TooLarge
 from server.folders import folder_beside, put_in_place
 
 MAX_FILES = 100
+LOCK = ".publish.lock"
 
 
 class Engine(Protocol):
@@ -25,19 +28,18 @@ class Engine(Protocol):
 
 
 class Publisher:
-    """One at a time per name.
+    """One at a time, in all processes that publish to `folder`.
 
     folder   None where nothing may be published
     """
 
-    def __init__(self, engine: Engine, folder: Path | None, max_bytes: int) -> None:
-        self._engine, self._folder, self._max_bytes = engine, folder, max_bytes
-        self._locks: dict[str, asyncio.Lock] = {}
+    def __init__(self, engine: Engine, folder: Path | None, max_bytes: int, base: BaseInfo | None = None) -> None:
+        self._engine, self._folder, self._max_bytes, self._base = engine, folder, max_bytes, base
 
     async def publish(self, messages: AsyncIterator[v1.PublishRequest]) -> tuple[AdapterStatus, str]:
         """The adapter as it is served now, and the digest before.
 
-        Files are put in place together and then loaded; should that fail, those before are back.
+        Files are read aside, put in place together and then loaded; should that fail, those before are back.
         Raises InvalidInput, TooLarge, and what loading raises.
         """
         if self._folder is None:
@@ -51,6 +53,7 @@ class Publisher:
         into = self._folder / name
         with folder_beside(into) as aside:
             await self._receive(first, messages, aside)
+            await asyncio.to_thread(_check, aside, name, self._base)
             swap = asyncio.create_task(self._swap(name, aside, into))
             try:
                 return await asyncio.shield(swap)
@@ -59,7 +62,7 @@ class Publisher:
                 raise
 
     async def _swap(self, name: str, aside: Path, into: Path) -> tuple[AdapterStatus, str]:
-        async with self._locks.setdefault(name, asyncio.Lock()):
+        async with _alone(into.parent):
             was_there = await asyncio.to_thread(put_in_place, aside, into)
             try:
                 return await self._engine.load(name)
@@ -94,6 +97,25 @@ class Publisher:
                 file.close()
 
 
+@asynccontextmanager
+async def _alone(folder: Path) -> AsyncIterator[None]:
+    """Only one task of all processes at a time; the lock goes with the process that holds it."""
+    with (folder / LOCK).open("a") as file:
+        await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
+        yield
+
+
+def _check(folder: Path, name: str, base: BaseInfo | None) -> None:
+    """Raises what reading the adapter raises, and WrongBase: before anybody can find it."""
+    # where nobody publishes, a front process does without torch
+    from adapters_cache.formats.adapterhub import read_checkpoint
+    from adapters_cache.lowering import check_base
+
+    checkpoint = read_checkpoint(folder, name=name)
+    if base is not None:
+        check_base(checkpoint, base)
+
+
 async def _with(first: v1.PublishRequest, rest: AsyncIterator[v1.PublishRequest]) -> AsyncIterator[v1.PublishRequest]:
     yield first
     async for message in rest:
@@ -111,8 +133,8 @@ def _opened(folder: Path, path: str) -> BinaryIO:
     ):
         raise InvalidInput(f"{path[:100]!r} is not the path of a file of an adapter: NAME or HEAD/NAME")
     target = folder.joinpath(*parts)
-    target.parent.mkdir(exist_ok=True)
     try:
+        target.parent.mkdir(exist_ok=True)
         return target.open("xb")
-    except OSError as error:
-        raise InvalidInput(f"{path!r} cannot be written: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path!r} cannot be written; give each file one path") from error

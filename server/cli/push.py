@@ -34,7 +34,7 @@ def run(
         registry = open_registry(address)
         with transfer_bar(f"push {address.name}") as progress:
             if isinstance(registry, HubRegistry):
-                registry.push(folder, artefact, progress, is_private=private)
+                artefact = registry.push(folder, artefact, progress, is_private=private)
             else:
                 registry.push(folder, artefact, progress)
         typer.echo(f"{address.name}@{artefact.revision[:12]}, {artefact.size_bytes:,} bytes")

@@ -27,11 +27,17 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from adapters_cache.sharing.origins import Address, open_registry
+    from adapters_cache.sharing.hub import HubRegistry
+    from adapters_cache.sharing.origins import HUB, Address, open_registry
     from server.cli.transfer import reported
 
     with reported():
-        found = open_registry(Address(source, text)).search(text, task=task, language=language, base=base)
+        registry = open_registry(Address(HUB if source.startswith(HUB) else source, source.removeprefix(HUB)))
+        if isinstance(registry, HubRegistry):
+            author = source.removeprefix(HUB)
+            found = registry.search(text, task=task, language=language, base=base, author=author)
+        else:
+            found = registry.search(text, task=task, language=language, base=base)
         table = Table("adapter", "revision", "task", "language", "base", "method", box=None, pad_edge=False)
         for artefact in found:
             if as_json:

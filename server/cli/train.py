@@ -96,10 +96,12 @@ def _train_there(plan: Plan, server: str, progress: Progress, say: Callable[[str
     """Whether a server has trained it. What it refuses with is told; what is wrong with the plan is raised."""
     from adapterd import Client, Error
     from adapterd.v1 import training_pb2 as v1
+    from adapters_cache.formats.adapterhub import check_replaceable
     from server.folders import folder_beside, put_in_place
 
-    if server == "none" or plan.on:
-        return False
+    if server == "none" or plan.on or plan.work.exists() or (plan.base and Path(plan.base).is_dir()):
+        return False  # an unfinished run here goes on here
+    check_replaceable(plan.output)
     settings = plan.training
     asked = v1.TrainPlan(
         name=plan.name,
@@ -118,6 +120,7 @@ def _train_there(plan: Plan, server: str, progress: Progress, say: Callable[[str
             raise InvalidInput(f"{path} does not exist; name a .csv, .tsv, .jsonl or .conll file, or a datasets folder")
     if any(path.is_dir() for path in files.values()):
         return False
+    has_begun = False
     try:
         with Client(server, max_retries=0) as client, folder_beside(plan.output) as aside:
             name = client.base(timeout=CONNECT_S).name
@@ -125,8 +128,12 @@ def _train_there(plan: Plan, server: str, progress: Progress, say: Callable[[str
                 say(f"{server} serves {name}, not {plan.base}: training here")
                 return False
             for event in client.train(asked, files):
+                has_begun = True
                 if event.HasField("queued"):
-                    say(f"training on {name} at {server}, {event.queued.num_before} before it")
+                    say(
+                        f"training on {name} at {server}, {event.queued.num_before} before it; if it is stopped,"
+                        " nothing is kept (--server none trains here and goes on)"
+                    )
                 elif event.HasField("step"):
                     progress(event.step.step, event.step.num_steps, event.step.loss)
                 else:
@@ -135,8 +142,8 @@ def _train_there(plan: Plan, server: str, progress: Progress, say: Callable[[str
             put_in_place(aside, plan.output)
             return True
     except Error as error:
-        if error.reason == "INVALID_INPUT":
-            raise InvalidInput(error.message) from error
+        if has_begun or error.reason == "INVALID_INPUT":
+            raise InvalidInput(f"{server}: {error.message or error}") from error
         if error.reason:
             say(f"{server}: {error.message}; training here")
         return False

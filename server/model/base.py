@@ -42,6 +42,7 @@ class Base:
     """A loaded base with its stitching. One per process; only the runner thread calls the model.
 
     heads    what prediction heads need of the base
+    num_threads   that a pass takes on a CPU; each thread that runs one says so to torch first
     graphs   passes that are replayed, None where none are
     """
 
@@ -55,6 +56,7 @@ class Base:
     dtype: torch.dtype
     tokenizer_path: Path | None
     graphs: GraphedForward | None = None
+    num_threads: int = 1
 
     def run(self, phases: Sequence[HostPhase]) -> Tensor:
         """Bring a pass to the device and compute it; see `forward`. To be read before the next pass begins."""
@@ -163,6 +165,7 @@ def _stitched(model: Any, tokenizer_path: Path | None, config: ModelConfig, devi
         dtype=dtype,
         tokenizer_path=tokenizer_path,
         graphs=graphs(device, dtype, base_info.hidden_size) if config.cuda_graphs and family.is_static else None,
+        num_threads=torch.get_num_threads(),
     )
 
 
@@ -203,7 +206,7 @@ def _device(name: str) -> torch.device:
     device, num_devices = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= num_devices:
         raise InvalidInput(f"device {name!r} asked for, but this machine shows {num_devices} of them; use --device cpu")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:

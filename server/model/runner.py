@@ -75,6 +75,7 @@ class Runner:
         return await work.done
 
     def _loop(self) -> None:
+        torch.set_num_threads(self._base.num_threads)  # of this thread; others have set theirs since
         before: tuple[_Work, Finish] | None = None  # what the device computes
         while True:
             work = self._next(waits=before is None)

@@ -148,8 +148,8 @@ class SlotWeights:
     position_offset: int = 0
 
 
-def view(spec: AdapterSpec, flat: Tensor, order: int = 0) -> SlotWeights:
-    """The tensors of `spec` as views into `flat` [num_elements]."""
+def view(spec: AdapterSpec, flat: Tensor | Mapping[int, Tensor], order: int = 0) -> SlotWeights:
+    """The tensors of `spec` as views into `flat` [num_elements], or into those that it holds by their offsets."""
     make = _Views(flat)
     return SlotWeights(
         sites={site: make.bottleneck(bottleneck) for site, bottleneck in spec.sites.items()},
@@ -166,9 +166,9 @@ def view(spec: AdapterSpec, flat: Tensor, order: int = 0) -> SlotWeights:
 
 
 class _Views:
-    """Takes tensors out of one flat buffer."""
+    """Takes tensors out of one flat buffer, or out of its parts."""
 
-    def __init__(self, flat: Tensor) -> None:
+    def __init__(self, flat: Tensor | Mapping[int, Tensor]) -> None:
         self._flat = flat
 
     @overload
@@ -178,7 +178,9 @@ class _Views:
     def take(self, where: TensorSlice | None) -> Tensor | None:
         if where is None:
             return None
-        return self._flat[where.offset : where.offset + where.num_elements].view(where.shape)
+        if isinstance(self._flat, Tensor):
+            return self._flat[where.offset : where.offset + where.num_elements].view(where.shape)
+        return self._flat[where.offset].reshape(where.shape) if where.num_elements else torch.empty(where.shape)
 
     @overload
     def affine(self, affine: Affine) -> AffineWeights: ...

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,9 +27,9 @@ class Repository:
         sha = self.refs.get(revision, revision)
         return (sha, self.commits[sha]) if sha in self.commits else None
 
-    def commit(self, files: dict[str, bytes], to: str = "main") -> str:
+    def commit(self, files: dict[str, bytes], to: str = "main", without: Collection[str] = ()) -> str:
         before = self.commits.get(self.refs.get(to, ""), {})
-        after = {**before, **files}
+        after = {path: content for path, content in before.items() if path not in without} | files
         sha = hashlib.sha1(
             repr(sorted((k, hashlib.sha256(v).hexdigest()) for k, v in after.items())).encode()
         ).hexdigest()
@@ -81,6 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._route("POST")
+
+    def do_DELETE(self) -> None:
+        self._route("DELETE")
 
     def do_PUT(self) -> None:
         self._route("PUT")
@@ -174,6 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._bytes(content, **headers)
 
+    def _validate(self, *, query: Any, body: bytes) -> None:
+        self._json({"errors": [], "warnings": []})
+
     def _create(self, *, query: Any, body: bytes) -> None:
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
@@ -217,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, name: str, revision: str, *, query: Any, body: bytes) -> None:
         files: dict[str, bytes] = {}
+        deleted: list[str] = []
         for line in body.splitlines():
             item = json.loads(line)
             value = item["value"]
@@ -224,13 +231,29 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
-        sha = self.hub.repositories[name].commit(files)
+            elif item["key"] == "deletedFile":
+                deleted.append(value["path"])
+        sha = self.hub.repositories[name].commit(files, without=deleted)
         self._json({"commitUrl": f"{self.hub.address}/{name}/commit/{sha}", "commitOid": sha, "success": True})
 
     def _tag(self, name: str, revision: str, *, query: Any, body: bytes) -> None:
-        repository = self.hub.repositories[name]
-        repository.refs[json.loads(body)["tag"]] = repository.refs.get(revision, revision)
+        repository, tag = self.hub.repositories[name], json.loads(body)["tag"]
+        if tag in repository.refs:
+            self._json({"error": "Tag reference exists already"}, 409)
+            return
+        repository.refs[tag] = repository.refs.get(revision, revision)
         self._json({})
+
+    def _untag(self, name: str, tag: str, *, query: Any, body: bytes) -> None:
+        del self.hub.repositories[name].refs[tag]
+        self._json({})
+
+    def _refs(self, name: str, *, query: Any, body: bytes) -> None:
+        refs = self.hub.repositories[name].refs
+        tags = [
+            {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": sha} for tag, sha in refs.items() if tag != "main"
+        ]
+        self._json({"branches": [], "converts": [], "tags": tags})
 
 
 def _lfs(content: bytes) -> dict[str, Any]:
@@ -243,10 +266,13 @@ _ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("GET", r"/api/models", _Handler._list),
     ("GET", rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler._resolve),
     ("HEAD", rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler._resolve),
+    ("POST", r"/api/validate-yaml", _Handler._validate),
     ("POST", r"/api/repos/create", _Handler._create),
     ("POST", rf"/api/models/{_NAME}/preupload/([^/]+)", _Handler._preupload),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler._batch),
     ("PUT", r"/objects/(\w+)", _Handler._store),
     ("POST", rf"/api/models/{_NAME}/commit/([^/]+)", _Handler._commit),
     ("POST", rf"/api/models/{_NAME}/tag/([^/]+)", _Handler._tag),
+    ("DELETE", rf"/api/models/{_NAME}/tag/([^/]+)", _Handler._untag),
+    ("GET", rf"/api/models/{_NAME}/refs", _Handler._refs),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_what_is_not_there_is_told_with_what_is(adapter: Path, tmp_path: Path) -
 class Killed(BaseException): ...
 
 
-@pytest.mark.parametrize("survived", range(4))
+@pytest.mark.parametrize("survived", range(6))
 def test_a_push_that_is_killed_shows_nothing(
     survived: int, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +157,47 @@ def test_the_hub_gives_back_what_it_was_sent(hub: Hub, adapter: Path, tmp_path: 
     assert "Bearer hf_secret0123456789" in hub.tokens
 
 
+def test_a_second_push_leaves_nothing_of_the_first_and_moves_its_tag(hub: Hub, adapter: Path, tmp_path: Path) -> None:
+    registry = HubRegistry(hub.address)
+    registry.push(adapter, describe(adapter, "my-org/reviews", tags=("best",)))
+    shutil.rmtree(adapter)
+    make_adapter(adapter, make_base(vocab_size=70), config="lora[r=2]", seed=2)
+    second = registry.push(adapter, describe(adapter, "my-org/reviews", tags=("best",)))
+    found = registry.find("my-org/reviews", "best")
+    assert (found.revision, found.method) == (second.revision, "lora")
+    pulled = registry.pull(found, tmp_path / "pulled")
+    assert_same(pulled, adapter)
+    assert {path.name for path in pulled.iterdir()} == {path.name for path in adapter.iterdir()} | {MANIFEST}
+
+
+def test_a_card_that_was_edited_on_the_hub_is_pulled(hub: Hub, adapter: Path, tmp_path: Path) -> None:
+    (adapter / "README.md").write_text("as pushed")
+    registry = HubRegistry(hub.address)
+    registry.push(adapter, describe(adapter, "my-org/reviews"))
+    hub.repositories["my-org/reviews"].commit({"README.md": b"as edited"})
+    pulled = registry.pull(registry.find("my-org/reviews"), tmp_path / "pulled")
+    assert (pulled / "README.md").read_text() == "as edited"
+
+
+def test_nothing_but_an_adapter_is_replaced(adapter: Path, tmp_path: Path) -> None:
+    registry = FolderRegistry(str(tmp_path / "registry"))
+    pushed = registry.push(adapter, describe(adapter, "reviews"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    with pytest.raises(InvalidInput, match="holds no adapter"):
+        registry.pull(pushed, tmp_path / "notes")
+    assert (tmp_path / "notes" / "diary.txt").read_text() == "mine"
+
+
+def test_a_revision_is_of_its_files(adapter: Path, tmp_path: Path) -> None:
+    registry = FolderRegistry(str(tmp_path / "registry"))
+    pushed = registry.push(adapter, describe(adapter, "reviews"))
+    manifest = tmp_path / "registry" / "reviews" / pushed.revision / MANIFEST
+    manifest.write_text(manifest.read_text().replace(pushed.files["adapter.safetensors"][0], ""))
+    with pytest.raises(MalformedCheckpoint, match="is not of the files"):
+        registry.find("reviews")
+
+
 def test_a_repository_of_adapterhubs_library_is_pulled_too(hub: Hub, adapter: Path, tmp_path: Path) -> None:
     from hub_server import Repository
 
@@ -206,6 +248,7 @@ def test_credentials_are_those_of_the_longest_beginning(tmp_path: Path, monkeypa
     assert credentials("s3://a/b/c") == {"key": "inner"}
     assert credentials("s3://a/x") == {"key": "outer"}
     assert credentials("s3://z") == {}
+    assert credentials("s3://ab") == credentials("s3://a.evil.net/b") == {}
     monkeypatch.delenv("TEAM_KEY")
     with pytest.raises(InvalidInput, match="TEAM_KEY, which is not set"):
         credentials("s3://a/b")
@@ -230,6 +273,7 @@ def test_errors_show_no_credentials(adapter: Path) -> None:
     [
         ("reviews@v1", "s3://a", ("s3://a", "reviews", "v1")),
         ("reviews", "/tmp/r", ("/tmp/r", "reviews", "main")),
+        ("name@v2", "hub:org", ("hub:", "org/name", "v2")),
         ("hub:org/name@v2", "", ("hub:", "org/name", "v2")),
         ("org/name", "", ("hub:", "org/name", "main")),
         ("@ukp/bert-base_sst2", "", ("hub:", "AdapterHub/bert-base_sst2", "main")),

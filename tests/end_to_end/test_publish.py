@@ -64,6 +64,7 @@ async def test_under_load_every_answer_is_of_the_old_digest_or_the_new_one(
         wanted[digests[-1]] = await client.predict("reviews", "a b c", return_logits=True)
     is_over = True
     await asyncio.gather(*askers)  # none of them failed
+    assert len({answer.digest for answer in seen}) > 1
     for answer in seen:
         assert answer.digest in wanted
         logits = wanted[answer.digest].results[0].logits.values
@@ -118,7 +119,7 @@ async def test_what_is_too_large_is_refused(
 
 
 async def test_a_folder_to_publish_to_has_to_be_read_too(config: ServerConfig, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="is not one of cache.adapters"):
+    with pytest.raises(InvalidInput, match="is not the first of cache.adapters"):
         replace(config, api=replace(config.api, publish_folder=str(tmp_path)))
 
 

@@ -62,11 +62,28 @@ def test_folders_of_the_datasets_library(tmp_path: Path) -> None:
         ("a.jsonl", "{", "line 1"),
         ("a.jsonl", "[1]\n", "expected an object"),
         ("a.parquet", "", "files end in .csv"),
+        ("a.jsonl", '{"text": null, "label": "a"}', "row 1: text is None"),
     ],
 )
 def test_what_is_wrong_is_named(name: str, text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=said):
         read_examples(written(tmp_path / name, text), has_tags=False)
+
+
+def test_what_is_no_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,label\nschön,gut\n".encode("latin-1"))
+    with pytest.raises(InvalidInput, match=r"a\.csv cannot be read.*save it as UTF-8"):
+        read_examples(tmp_path / "a.csv", has_tags=False)
+
+
+def test_a_token_without_a_tag_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="line 2: 'jazz' has no tag"):
+        read_examples(written(tmp_path / "a.conll", "play O\njazz\n"), has_tags=True)
+
+
+def test_a_line_of_json_may_hold_any_character(tmp_path: Path) -> None:
+    rows = written(tmp_path / "a.jsonl", '{"text": "a\u2028b", "label": "x"}\n')
+    assert read_examples(rows, has_tags=False) == [Example("a\u2028b", "x")]
 
 
 def test_tags_and_tokens_are_as_many(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_every_task(task: str, text: str, plan: Plan, tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_where_it_was_killed(plan: Plan, tmp_path: Path) -> None:
-    own = replace(plan, output=tmp_path / "letters", training=replace(QUICK, epochs=5, patience=5))
+    own = replace(plan, output=tmp_path / "letters", training=replace(QUICK, epochs=9, patience=2, learning_rate=0.05))
 
     class Killed(BaseException): ...
 
@@ -157,6 +157,8 @@ def test_killed_at_random_moments_it_still_ends_well(plan: Plan, tmp_path: Path)
         str(plan.test),
         "--output",
         str(output),
+        "--server",
+        "none",
         "--config",
         plan.config,
         "--learning-rate",
@@ -182,6 +184,14 @@ def test_killed_at_random_moments_it_still_ends_well(plan: Plan, tmp_path: Path)
     assert not (tmp_path / ".letters.training").exists()
 
 
+def test_a_folder_of_something_else_is_not_replaced(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    with pytest.raises(InvalidInput, match="holds no adapter"):
+        train(replace(plan, output=tmp_path / "notes"), quiet)
+    assert (tmp_path / "notes" / "diary.txt").read_text() == "mine"
+
+
 def test_other_options_do_not_go_on_with_an_unfinished_run(plan: Plan, tmp_path: Path) -> None:
     own = replace(plan, output=tmp_path / "letters")
 
@@ -193,7 +203,7 @@ def test_other_options_do_not_go_on_with_an_unfinished_run(plan: Plan, tmp_path:
     with pytest.raises(Killed):
         train(own, dies)
     other = replace(own, config="lora[r=2]", training=replace(QUICK, epochs=1))
-    with pytest.raises(InvalidInput, match="unfinished run with other options"):
+    with pytest.raises(InvalidInput, match="unfinished run with other options, data or base"):
         train(other, quiet)
     train(other, quiet, restart=True)
     assert read_checkpoint(own.output).method == "lora"

@@ -23,6 +23,7 @@ from transformers import (
 
 from adapters_cache.build import build_adapter
 from adapters_cache.formats.adapterhub import read_checkpoint
+from adapters_cache.formats.setups import read_setup
 from server.composition import Fuse, Leaf, Node, Stack
 from server.config import ModelConfig
 from server.core import Adapter, BaseInfo, Batch, Branch, Encoding, Pooling, Sample, SlotLease, Target, TokenInput
@@ -186,6 +187,34 @@ def test_a_fusion_over_frozen_adapters(folder: Path, base: Base, tmp_path: Path)
     own.save_adapter(tmp_path / "both")
     parts = [build_adapter(read_checkpoint(tmp_path / name), base.info, base.dtype) for name in ("a", "b", "both")]
     assert_equal(own, served(base, parts, Fuse((Leaf(0), Leaf(1)), 2), 2))
+
+
+def test_a_whole_composition_is_saved_as_a_setup(folder: Path, base: Base, tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        make_adapter(tmp_path / name, base.info, config="seq_bn[reduction_factor=4]", seed=seed)
+    own = stitch(
+        AutoModel.from_pretrained(folder), "both", "static", head="classification", labels=("no", "yes"),
+        fuse=[tmp_path / "a", tmp_path / "b"],
+    )  # fmt: skip
+    own.save_setup(tmp_path / "setup")
+    setup = read_setup(tmp_path / "setup")
+    assert setup.tree == {"type": "Fuse", "children": ["a", "b"], "name": "both"}
+    assert (setup.head, set(setup.adapters), set(setup.fusions)) == ("both", {"a", "b"}, {"both"})
+
+
+def test_a_language_model_with_a_prompt_answers_for_the_callers_own_tokens(folder: Path) -> None:
+    own = stitch(AutoModel.from_pretrained(folder), "de", "prompt_tuning[prompt_length=3]", head="masked_lm")
+    trained(own, {"head_type": "masked_lm"}, 1)
+    inputs = batch()
+    together = own(**inputs).logits
+    assert together.shape == (*inputs["input_ids"].shape, 70)
+    alone = own(input_ids=inputs["input_ids"][1:2]).logits
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_name_that_no_file_can_hold_is_refused_before_training(folder: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"adapter name 'v1\.2' is not"):
+        stitch(AutoModel.from_pretrained(folder), "v1.2", head="classification", labels=("a", "b"))
 
 
 def test_the_base_and_frozen_adapters_stay_as_they_are(folder: Path) -> None:

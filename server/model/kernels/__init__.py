@@ -27,7 +27,6 @@ class Kernels(Protocol):
     """
 
     JOINS: bool
-    HAS_GRADIENTS: bool
 
     def prepare(self, plan: RoutingPlan, num_rows: int, num_layers: int, dtype: torch.dtype) -> Prepared | None: ...
     def site(

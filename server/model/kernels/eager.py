@@ -20,10 +20,9 @@ from server.model.kernels.reference import couple, edit, prepare, uncouple
 from server.model.routing import DeltaGroup, Run, Segment, SitePlan, Tree
 from server.primitives import BottleneckStyle, Residual
 
-__all__ = ["HAS_GRADIENTS", "JOINS", "couple", "edit", "prepare", "projection", "projections", "site", "uncouple"]
+__all__ = ["JOINS", "couple", "edit", "prepare", "projection", "projections", "site", "uncouple"]
 
 JOINS = False
-HAS_GRADIENTS = True
 
 
 def site(hidden: Tensor, residual: Tensor, norm: nn.Module, plan: SitePlan, closes: bool = True) -> Tensor:

@@ -30,7 +30,6 @@ from server.model.weights import (
 from server.primitives import Residual
 
 JOINS = True
-HAS_GRADIENTS = True
 ADAPTER_NORM_EPS = 1e-5  # of the adapter's own LayerNorms, whatever the base uses
 
 

@@ -34,7 +34,6 @@ from server.model.launches import LaunchedDeltas, LaunchedSite
 from server.model.routing import DeltaGroup, RoutingPlan, Run, SitePlan, Span, Tree
 
 __all__ = [
-    "HAS_GRADIENTS",
     "JOINS",
     "couple",
     "edit",
@@ -47,7 +46,6 @@ __all__ = [
 ]
 
 JOINS = True
-HAS_GRADIENTS = False
 
 
 def require(device: torch.device | None = None) -> None:

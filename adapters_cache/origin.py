@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from adapters_cache.failures import Failure, FolderState
 from adapters_cache.formats.adapterhub import is_adapter, read_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
 from adapters_cache.formats.setups import is_setup
 from adapters_cache.registry import is_name
 from server.errors import AdapterRefused
+from server.memory import compute_with
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,7 +45,7 @@ class FolderOrigin:
         # a file that hangs its reader is told to be that file's fault, before the load is given up
         self._pickle_timeout_s = load_timeout_s / 2
         # without workers of their own, see server/threads.py
-        self._threads = ThreadPoolExecutor(max_concurrent_loads, "origin", torch.set_num_threads, (1,))
+        self._threads = ThreadPoolExecutor(max_concurrent_loads, "origin", compute_with, (1,))
         self._busy: dict[str, asyncio.Future[Any]] = {}  # by name, until the thread has ended
 
     async def scan(self) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Host memory: activations that come and go, and adapters that must go as a whole."""
+"""What a process does with the machine: memory that comes and goes, adapters in pages of their own, threads."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def keep_freed_memory() -> bool:
         return False
     wanted = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: KEPT_BYTES, _M_TOP_PAD: STEP_BYTES, _M_ARENA_MAX: 1}
     return all([mallopt(name, value) == 1 for name, value in wanted.items()])
+
+
+def compute_with(num_threads: int) -> None:
+    """Have the calling thread, and no other, compute with so many threads on a CPU.
+
+    A thread takes over at its first computation what was set last, in whatever thread: that comes first here.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(num_threads)
 
 
 def pages(num_elements: int, dtype: torch.dtype) -> Tensor:

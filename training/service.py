@@ -21,6 +21,7 @@ from adapterd.v1 import training_pb2 as v1
 from adapters_cache.formats.adapterhub import check_file_name
 from server.config import ServerConfig
 from server.errors import InvalidInput, Overloaded, TooLarge, UnsupportedConfig
+from server.memory import compute_with
 from server.model.base import Base
 from training.files import READERS
 
@@ -126,7 +127,7 @@ class TrainingServicer:
 
 def _stand_back(num_threads: int) -> None:
     """The calling thread, and those that it will start, get what the others leave of the cores."""
-    torch.set_num_threads(num_threads)
+    compute_with(num_threads)
     if sys.platform.startswith("linux"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
 

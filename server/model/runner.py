@@ -18,6 +18,7 @@ from torch import Tensor
 
 from server.core import Adapter, Batch, BatchInfo, BranchOutput, Sample, SampleOutput, Tier
 from server.errors import AdapterdError, DeadlineExceeded, Internal
+from server.memory import compute_with
 from server.metrics import Metrics
 from server.model.base import Base
 from server.model.heads import pool, run_head, to_host
@@ -75,7 +76,7 @@ class Runner:
         return await work.done
 
     def _loop(self) -> None:
-        torch.set_num_threads(self._base.num_threads)  # of this thread; others have set theirs since
+        compute_with(self._base.num_threads)
         before: tuple[_Work, Finish] | None = None  # what the device computes
         while True:
             work = self._next(waits=before is None)

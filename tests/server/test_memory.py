@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
+import torch
+
+from server.memory import compute_with
 
 # Page faults of one more block of 40 MB, after many were freed: the first ones may not fit exactly.
 SCRIPT = """
@@ -56,3 +60,23 @@ def test_slots_take_their_own_bytes_and_give_them_back() -> None:
     grown, left = (int(text) / 4_000_012 for text in done.stdout.split())
     assert 39.5 < grown < 41
     assert left < 2
+
+
+def test_a_thread_computes_with_its_own_number_whatever_others_set_since() -> None:
+    own, others = torch.get_num_threads(), threading.Event()
+    seen: list[int] = []
+
+    def computes() -> None:
+        compute_with(own)
+        others.wait(10)
+        seen.append(torch.get_num_threads())
+
+    first = threading.Thread(target=computes)
+    first.start()
+    second = threading.Thread(target=compute_with, args=(1,))
+    second.start()
+    second.join()
+    others.set()
+    first.join()
+    compute_with(own)
+    assert seen == [own]

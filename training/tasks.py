@@ -24,6 +24,7 @@ from training.losses import IGNORED
 from training.scores import entities, entity_f1
 
 OUTSIDE = "O"
+MAX_SHOWN = 20  # labels in a message
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,15 +84,25 @@ def _tags(examples: Sequence[Example]) -> tuple[str, ...]:
 
 
 def _class_target(example: Example, encoding: Encoding, index: Mapping[str, int]) -> Tensor:
-    if example.label not in index:
-        raise InvalidInput(f"label {example.label!r} does not occur in the training file; it has {', '.join(index)}")
+    _check_known([str(example.label)], index)
     return torch.tensor([index[str(example.label)]])
 
 
 def _set_target(example: Example, encoding: Encoding, index: Mapping[str, int]) -> Tensor:
+    _check_known(example.label, index)
     row = torch.zeros(len(index))
-    row[[index[label] for label in example.label if label in index]] = 1.0
+    row[[index[label] for label in example.label]] = 1.0
     return row
+
+
+def _check_known(labels: Sequence[str], index: Mapping[str, int]) -> None:
+    """Raises InvalidInput: scores that leave out what could not be learnt would look better than they are."""
+    if unknown := [label for label in labels if label not in index]:
+        shown = ", ".join([*index][:MAX_SHOWN]) + (", ..." if len(index) > MAX_SHOWN else "")
+        raise InvalidInput(
+            f"label {unknown[0]!r} does not occur in the training file, which has {shown}; add examples of it there or"
+            " leave its rows out here"
+        )
 
 
 def _number_target(example: Example, encoding: Encoding, index: Mapping[str, int]) -> Tensor:
@@ -102,7 +113,8 @@ def _number_target(example: Example, encoding: Encoding, index: Mapping[str, int
 
 
 def _tag_target(example: Example, encoding: Encoding, index: Mapping[str, int]) -> Tensor:
-    """Tags that do not occur in training carry no label."""
+    """What follows the first piece of a word may have an I- that training has not; it carries no label."""
+    _check_known(example.label, index)
     return torch.tensor([index.get(tag, IGNORED) if tag else IGNORED for tag in token_tags(example, encoding)])
 
 

@@ -156,7 +156,7 @@ class _Material:
         labels = self._dataset.labels
         if self.task.has_tags:
             return entity_f1([[labels[i] for i in row] for row in found], gold)
-        return sum(labels[i] == label for i, label in zip(found, gold, strict=True)) / len(gold)
+        return sum(bool(labels[i] == label) for i, label in zip(found, gold, strict=True)) / len(gold)
 
 
 def _row(example: Example) -> dict[str, Any]:

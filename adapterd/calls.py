@@ -52,6 +52,8 @@ LOAD = Rpc(f"/{ADAPTERS}/Load", adapters_pb2.LoadRequest, adapters_pb2.LoadRespo
 UNLOAD = Rpc(f"/{ADAPTERS}/Unload", adapters_pb2.UnloadRequest, adapters_pb2.UnloadResponse)
 PUBLISH = Rpc(f"/{ADAPTERS}/Publish", adapters_pb2.PublishRequest, adapters_pb2.PublishResponse)
 PIN = Rpc(f"/{ADAPTERS}/Pin", adapters_pb2.PinRequest, adapters_pb2.PinResponse)
+PREFETCH = Rpc(f"/{ADAPTERS}/Prefetch", adapters_pb2.PrefetchRequest, adapters_pb2.PrefetchResponse)
+SPLIT = Rpc(f"/{ADAPTERS}/Split", adapters_pb2.SplitRequest, adapters_pb2.SplitResponse)
 TRAIN = Rpc(f"/{TRAINING}/Train", training_pb2.TrainRequest, training_pb2.TrainResponse)
 
 # The standard health check of the whole server, by hand: grpcio-health-checking is no dependency of a client.

@@ -24,6 +24,7 @@ from adapterd.requests import (
     async_stream_messages,
     predict_request,
     publish_messages,
+    split_request,
     stream_messages,
     train_messages,
 )
@@ -120,12 +121,15 @@ class Client:
         finally:
             call.cancel()
 
-    def publish(self, folder: Path | str, name: str = "", *, timeout: float | None = None) -> admin.PublishResponse:
+    def publish(
+        self, folder: Path | str, name: str = "", *, percent: int | None = None, timeout: float | None = None
+    ) -> admin.PublishResponse:
         """Send an adapter's files; they are verified and then served under `name`, by default the folder's.
 
+        percent   of the requests for the name that the new version gets, beside the one before; by default all
         Raises Error where the server refuses them; then the name stays where it was.
         """
-        messages = publish_messages(name or Path(folder).name, Path(folder))
+        messages = publish_messages(name or Path(folder).name, Path(folder), percent)
         try:
             reply: admin.PublishResponse = self._channel.stream_unary(**calls.PUBLISH.arguments())(
                 messages, timeout=timeout
@@ -139,6 +143,17 @@ class Client:
 
     def pin(self, name: str, is_pinned: bool = True, *, timeout: float | None = None) -> admin.Adapter:
         return self._call(calls.PIN, admin.PinRequest(name=name, is_pinned=is_pinned), timeout).adapter
+
+    def prefetch(self, names: Iterable[str], *, timeout: float | None = None) -> int:
+        """Say that adapters will be asked for soon; give how many loads that began."""
+        return self._call(calls.PREFETCH, admin.PrefetchRequest(names=names), timeout).num_begun
+
+    def split(self, name: str, shares: Mapping[str, int], *, timeout: float | None = None) -> admin.Adapter:
+        """Divide the requests for a name among its versions, percentages by digest; the rest stays where it is.
+
+        100 percent to one version promotes it, or goes back to it.
+        """
+        return self._call(calls.SPLIT, split_request(name, shares), timeout).adapter
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""
@@ -248,10 +263,10 @@ class AsyncClient:
         return await self._call(calls.LOAD, admin.LoadRequest(name=name), timeout)
 
     async def publish(
-        self, folder: Path | str, name: str = "", *, timeout: float | None = None
+        self, folder: Path | str, name: str = "", *, percent: int | None = None, timeout: float | None = None
     ) -> admin.PublishResponse:
         """See `Client.publish`. Files are read on the event loop, a megabyte at a time."""
-        messages = publish_messages(name or Path(folder).name, Path(folder))
+        messages = publish_messages(name or Path(folder).name, Path(folder), percent)
         try:
             call = self._channel.stream_unary(**calls.PUBLISH.arguments())
             reply: admin.PublishResponse = await call(messages, timeout=timeout)
@@ -265,6 +280,14 @@ class AsyncClient:
     async def pin(self, name: str, is_pinned: bool = True, *, timeout: float | None = None) -> admin.Adapter:
         request = admin.PinRequest(name=name, is_pinned=is_pinned)
         return (await self._call(calls.PIN, request, timeout)).adapter
+
+    async def prefetch(self, names: Iterable[str], *, timeout: float | None = None) -> int:
+        """See `Client.prefetch`."""
+        return (await self._call(calls.PREFETCH, admin.PrefetchRequest(names=names), timeout)).num_begun
+
+    async def split(self, name: str, shares: Mapping[str, int], *, timeout: float | None = None) -> admin.Adapter:
+        """See `Client.split`."""
+        return (await self._call(calls.SPLIT, split_request(name, shares), timeout)).adapter
 
     async def wait_ready(self, timeout: float = 60.0) -> None:
         """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""

@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     pooling        how an adapter without a head makes one vector
     normalize      scale an embedding to unit length
     return_logits, return_tokens    also give the head's raw output, the tokens the model read
+    split_key      while versions of an adapter share its requests, equal keys are answered by the same one
     """
 
     heads: str | Sequence[str]
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     normalize: bool
     return_logits: bool
     return_tokens: bool
+    split_key: str
 
 
 def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unpack[Options]) -> v1.PredictRequest:
@@ -58,6 +60,7 @@ def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unp
         parameters=_parameters(options),
         heads=_several(options.get("heads", ())),
         skip_layers=options.get("skip_layers", ()),
+        split_key=options.get("split_key", ""),
     )
 
 
@@ -123,22 +126,29 @@ def _parameters(options: Options) -> v1.Parameters:
 PIECE_BYTES = 1 << 20
 
 
-def publish_messages(name: str, folder: Path) -> Iterator[admin.PublishRequest]:
+def split_request(name: str, shares: Mapping[str, int]) -> admin.SplitRequest:
+    """Percentages by digest."""
+    return admin.SplitRequest(
+        name=name, shares=[admin.Share(digest=digest, percent=percent) for digest, percent in shares.items()]
+    )
+
+
+def publish_messages(name: str, folder: Path, percent: int | None = None) -> Iterator[admin.PublishRequest]:
     """Every file of an adapter's folder, in pieces. Raises FileNotFoundError for one without files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = {path.relative_to(folder).as_posix(): path for path in files}
     shown = {where: path for where, path in paths.items() if not any(p.startswith(".") for p in where.split("/"))}
     if not shown:
         raise FileNotFoundError(f"{folder} holds no files")
-    return _published(name, shown)
+    return _published(name, shown, percent)
 
 
-def _published(name: str, files: Mapping[str, Path]) -> Iterator[admin.PublishRequest]:
+def _published(name: str, files: Mapping[str, Path], percent: int | None) -> Iterator[admin.PublishRequest]:
     for where, path in files.items():
         is_first = True
         with path.open("rb") as file:
             while (piece := file.read(PIECE_BYTES)) or is_first:
-                yield admin.PublishRequest(name=name, path=where, content=piece)
+                yield admin.PublishRequest(name=name, path=where, content=piece, percent=percent)
                 is_first = False
 
 

@@ -94,6 +94,18 @@ class Books:
             self.doom(entry)
         return True
 
+    def expire(self, ttl_s: float) -> None:
+        """Let go of what nobody has leased for so long."""
+        now = time.monotonic()
+        idle = [
+            entry
+            for digest, entry in self._entries.items()
+            if entry.num_leases == 0 and digest not in self._pinned and now - entry.last_used >= ttl_s
+        ]
+        for entry in idle:
+            self._metrics.eviction(self.tier, now - entry.last_used)
+            self.doom(entry)
+
     def add(self, entry: Entry) -> None:
         """Enter a new copy. There must be room and no live copy."""
         assert entry.adapter.digest not in self._entries and self.used_bytes + entry.size_bytes <= self.budget_bytes

@@ -10,19 +10,18 @@ A fusion is registered under the name of its folder and found by that or by its 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from adapters_cache.adapters import Adapters, Page
+from adapters_cache.adapters import ALL, Adapters, Page
 from adapters_cache.catalog import FusionFacts, Named, find_fusion, scan
 from adapters_cache.naming import expanded, named_of
 from adapters_cache.registry import is_name
 from adapters_cache.targets import make_target
 from server.composition import Fuse, Leaf, Node, branches, fuses, last_leaf, leaves, text_of
 from server.config import CacheConfig
-from server.core import BASE, Adapter, AdapterStatus, BaseInfo, HostLease, Target, Tier, target_of
+from server.core import BASE, Adapter, AdapterStatus, BaseInfo, HostLease, Target, Tier, Wanted, target_of
 from server.errors import AdapterNotFound, InvalidInput
 from server.expression import parse
 
@@ -33,10 +32,16 @@ TIERS = (Tier.ORIGIN, Tier.DISK, Tier.HOST, Tier.DEVICE)
 class TargetLease:
     """See `server.core.TargetLease`."""
 
-    __slots__ = ("_leases", "names", "target")
+    __slots__ = ("_leases", "names", "target", "version")
 
-    def __init__(self, target: Target, names: tuple[tuple[str, str], ...], leases: Sequence[HostLease]) -> None:
-        self.target, self.names, self._leases = target, names, leases
+    def __init__(
+        self,
+        target: Target,
+        names: tuple[tuple[str, str], ...],
+        leases: Sequence[HostLease],
+        version: tuple[str, str] | None = None,
+    ) -> None:
+        self.target, self.names, self._leases, self.version = target, names, leases, version
 
     def release(self) -> None:
         leases, self._leases = self._leases, ()
@@ -58,15 +63,21 @@ class Compositions:
 
         Raises InvalidInput for a composition that cannot be, or whose name is taken.
         """
+        await self._look()
+        for text in self._config.compositions:
+            self._add_named(*named_of(text, self._named))
+        self._adapters.on_change = self._look
+
+    async def _look(self) -> None:
+        """Take in what folders hold besides adapters; what is known stays."""
         catalog = await asyncio.to_thread(scan, self._config.adapters)
         for name, source in catalog.members.items():
             self._adapters.register(name, source)
         for name, facts in catalog.fusions.items():
             self._add_fusion(name, facts)
         for name, named in catalog.named.items():
-            self._add_named(name, named)
-        for text in self._config.compositions:
-            self._add_named(*named_of(text, self._named))
+            if name not in self._named:
+                self._add_named(name, named)
 
     def _add_fusion(self, name: str, facts: FusionFacts) -> None:
         if is_name(name):
@@ -94,14 +105,16 @@ class Compositions:
         for name in self._names(tree):
             self._adapters.get(name)
 
-    async def ready(self, expression: str, heads: Sequence[str] = (), skip_layers: Iterable[int] = ()) -> TargetLease:
+    async def ready(
+        self, expression: str, heads: Sequence[str] = (), skip_layers: Iterable[int] = (), key: str = ""
+    ) -> TargetLease:
         """Lease every part of a composition in host memory, or none, loading them if need be.
 
         Raises InvalidInput, and as `Adapters.ready` does for each part.
         """
         skipped = frozenset(skip_layers)
         if not heads and not skipped and self._is_single(expression):
-            return await self._ready_single(expression)
+            return await self._ready_single(expression, key)
         for layer in sorted(skipped):
             if not 0 <= layer < self._base.num_layers:
                 raise InvalidInput(
@@ -111,8 +124,8 @@ class Compositions:
         heads = tuple(heads) or own_heads
         leases: dict[str, HostLease] = {}
         try:
-            leases |= await self._lease_all(self._names(tree))
-            leases |= await self._lease_all(self._other_heads(heads, leases))
+            leases |= await self._lease_all(self._names(tree), key)
+            leases |= await self._lease_all(self._other_heads(heads, leases), key)
             target = self._target(tree, leases, heads, skipped)
         except BaseException:
             for lease in leases.values():
@@ -123,15 +136,16 @@ class Compositions:
     def _is_single(self, expression: str) -> bool:
         return "(" not in expression and expression not in self._named and expression != BASE
 
-    async def _ready_single(self, name: str) -> TargetLease:
+    async def _ready_single(self, name: str, key: str) -> TargetLease:
         """What nearly every request asks for, by the short way: one adapter with its own head."""
-        lease = await self._adapters.ready(name)
+        lease = await self._adapters.ready(name, key)
         adapter = _adapter(lease)
         if adapter.spec.fusion is not None:
             lease.release()
             raise _is_a_fusion(name, adapter)
         target = target_of(adapter)
-        return TargetLease(target, ((name, name if target.branches[0].head is not None else ""),), (lease,))
+        version = (name, adapter.digest) if self._adapters.is_split(name) else None
+        return TargetLease(target, ((name, name if target.branches[0].head is not None else ""),), (lease,), version)
 
     def _tree(self, expression: str) -> tuple[Node | None, tuple[str, ...]]:
         """What an expression says, without named compositions; and the heads that a named one brings along."""
@@ -158,13 +172,13 @@ class Compositions:
             )
         return self._fusion_names[name]
 
-    async def _lease_all(self, names: Sequence[str]) -> dict[str, HostLease]:
+    async def _lease_all(self, names: Sequence[str], key: str) -> dict[str, HostLease]:
         """All or none. Several are loaded side by side."""
         if not names:
             return {}
         if len(names) == 1:
-            return {names[0]: await self._adapters.ready(names[0])}
-        tasks = [asyncio.ensure_future(self._adapters.ready(name)) for name in names]
+            return {names[0]: await self._adapters.ready(names[0], key)}
+        tasks = [asyncio.ensure_future(self._adapters.ready(name, key)) for name in names]
         try:
             return dict(zip(names, await asyncio.gather(*tasks), strict=True))
         except BaseException:
@@ -193,34 +207,44 @@ class Compositions:
 
     # administration
 
-    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
+    def list(self, wanted: Wanted = ALL, *, after: str = "", limit: int = 100) -> Page:
         """See `Adapters.list`; compositions stand among the adapters."""
-        own = sorted(name for name in self._named if name.startswith(prefix))
-        page, total = self._adapters.list(prefix=prefix, after=after, limit=limit)
+        named = [self._status(name) for name in sorted(self._named) if name.startswith(wanted.prefix)]
+        own = [status for status in named if _fits(status, wanted)]
+        page, total = self._adapters.list(wanted, after=after, limit=limit)
         statuses = [self._described(status) for status in page]
-        statuses += [self._status(name) for name in own[bisect_right(own, after) if after else 0 :]]
+        statuses += [status for status in own if status.name > after]
         return sorted(statuses, key=lambda status: status.name)[:limit], total + len(own)
 
     def get(self, name: str) -> AdapterStatus:
         """Raises AdapterNotFound."""
         return self._status(name) if name in self._named else self._described(self._adapters.get(name))
 
-    async def load(self, name: str) -> tuple[AdapterStatus, str]:
+    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]:
         """See `Adapters.load`; a fusion's folder that is new is found too."""
         self._require_single(name)
-        status, previous = await self._adapters.load(name)
+        status, previous = await self._adapters.load(name, percent)
         facts = await asyncio.to_thread(find_fusion, self._config.adapters, name)
         if facts is not None and "/" not in name:
             self._add_fusion(name, facts)
         return self._described(status), previous
 
-    async def unload(self, name: str) -> tuple[int, int]:
+    async def unload(self, name: str) -> tuple[int, int, int]:
         self._require_single(name)
         return await self._adapters.unload(name)
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
         self._require_single(name)
         return self._described(await self._adapters.pin(name, is_pinned))
+
+    def prefetch(self, names: Sequence[str]) -> int:
+        """See `Adapters.prefetch`; of compositions, their parts."""
+        parts = {part: None for name in names for part in self._names(self._tree(name)[0])}
+        return self._adapters.prefetch(list(parts))
+
+    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+        self._require_single(name)
+        return self._described(await self._adapters.split(name, shares))
 
     def _require_single(self, name: str) -> None:
         if name in self._named:
@@ -255,6 +279,10 @@ class Compositions:
             composition=text_of(named.tree),
             error=next((part.error for part in parts if part.error), ""),
         )
+
+
+def _fits(status: AdapterStatus, wanted: Wanted) -> bool:
+    return (not wanted.task or status.task == wanted.task) and (wanted.tier is None or status.tier is wanted.tier)
 
 
 def _adapter(lease: HostLease) -> Adapter:

@@ -15,7 +15,9 @@ class Flight:
 
     generation   of the name when the load was asked for
     is_explicit  asked for by Load, which moves the name to whatever is there
+    digest       the version that is asked for, where it is not the one that the name points to
     has_begun    somebody has looked at the origin: what changes from now on may be missed
+    stamp        of the origin then
     """
 
     def __init__(
@@ -25,8 +27,11 @@ class Flight:
         on_end: Callable[[Flight], None],
         *,
         is_explicit: bool,
+        digest: str = "",
     ) -> None:
         self.generation = generation
+        self.digest = digest
+        self.stamp = ""
         self.is_explicit = is_explicit
         self.has_begun = False
         self._num_waiting = 0

@@ -100,6 +100,10 @@ class HostTier:
             self._books.doom(entry)
         return [copy.gone for copy in copies if not copy.gone.is_set()]
 
+    def expire(self, ttl_s: float) -> None:
+        """Let go of what nobody has leased for so long."""
+        self._books.expire(ttl_s)
+
     def is_held(self, digest: str) -> bool:
         """Whether any copy is here, be it one that is about to go."""
         return bool(self._books.copies(digest))

@@ -1,21 +1,24 @@
-"""One load: origin -> verified and lowered -> host tier, in time. On the event loop; the work is done in threads."""
+"""One load: disk, or origin -> verified and lowered -> host tier, in time. On the event loop; threads do the work."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import torch
 
 from adapters_cache.build import build_adapter
+from adapters_cache.disk import DiskTier
 from adapters_cache.draft import BaseWeights
 from adapters_cache.failures import Failures, again
 from adapters_cache.flight import Flight
 from adapters_cache.formats.checkpoint import Checkpoint
 from adapters_cache.host import HostLease, HostTier
-from adapters_cache.origin import FolderOrigin
+from adapters_cache.origin import Origin
 from adapters_cache.registry import Record
 from adapters_cache.residency import Residency
+from adapters_cache.workers import Workers
 from server.core import Adapter, BaseInfo
 from server.errors import AdapterChanged, AdapterdError, AdapterRefused, Internal, Unavailable
 
@@ -24,22 +27,25 @@ DIGEST_CHARS = 12  # of a digest in a message
 
 
 class Loader:
-    """Brings adapters from the origin into the host tier. Which name points where is not its business."""
+    """Brings adapters into the host tier. Which name points where is not its business."""
 
     def __init__(
         self,
-        origin: FolderOrigin,
+        origin: Origin,
+        disk: DiskTier | None,
         host: HostTier,
         residency: Residency,
         base: BaseInfo,
         dtype: torch.dtype,
         *,
+        max_concurrent_loads: int,
         timeout_s: float,
         weights: BaseWeights | None = None,
         pin_memory: bool,
     ) -> None:
-        self._origin, self._host, self._residency = origin, host, residency
+        self._origin, self._disk, self._host, self._residency = origin, disk, host, residency
         self._base, self._dtype, self._weights, self._pin_memory = base, dtype, weights, pin_memory
+        self._disk_workers = Workers("disk", max_concurrent_loads)
         self._timeout_s = timeout_s
         self._failures = Failures()
 
@@ -47,13 +53,14 @@ class Loader:
         """Read, verify and lower an adapter, and take it into the host tier.
 
         A flight that is not explicit gives what the name stands for, or nothing: it raises AdapterChanged if that is
-        gone from the origin, and what was refused a moment ago is refused again without reading it.
+        gone from disk and origin, and what failed a moment ago fails again without being read.
         Raises AdapterRefused and its kinds, Overloaded, Unavailable after the time limit.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._host.put(await self._read(record, flight))
         except TimeoutError:
+            self._failures.back_off(record.name)
             raise Unavailable(
                 f"adapter {record.name!r} took longer to load than load_timeout_s {self._timeout_s:g}; try again later"
             ) from None
@@ -68,18 +75,41 @@ class Loader:
         self._failures.forget(name)
 
     async def _read(self, record: Record, flight: Flight) -> Adapter:
+        if not flight.is_explicit:
+            wanted = flight.digest or record.digest
+            if wanted and (adapter := await self._from_disk(wanted)) is not None:
+                return replace(adapter, manifest=replace(adapter.manifest, name=record.name))
+            if flight.digest:
+                raise AdapterChanged(
+                    f"adapter {record.name!r} has no version {wanted[:DIGEST_CHARS]} on disk any more; call Split with"
+                    " another one",
+                    adapter=record.name,
+                )
+            self._failures.check(record.name)
         known = None if flight.is_explicit else self._failures.find(record.name)
         reading = await self._origin.read(record.source, record.name, self._build, known=known, on_begin=flight.begin)
         if known is not None and reading.found is known.error:
             raise again(known.error)
+        flight.stamp = reading.stamp
         try:
-            return self._accept(reading.found, record, flight)
+            adapter = self._accept(reading.found, record, flight)
         except AdapterRefused as error:
             self._failures.remember(record.name, reading.state, error)
             raise
+        self._failures.forget(record.name)
+        return adapter
+
+    async def _from_disk(self, digest: str) -> Adapter | None:
+        if self._disk is None or digest not in self._disk:
+            return None
+        return await self._disk_workers.run(digest, self._disk.get, digest)
 
     def _build(self, checkpoint: Checkpoint) -> Adapter:
-        return build_adapter(checkpoint, self._base, self._dtype, self._weights, pin_memory=self._pin_memory)
+        """In a worker thread."""
+        adapter = build_adapter(checkpoint, self._base, self._dtype, self._weights, pin_memory=self._pin_memory)
+        if self._disk is not None:
+            self._disk.put(adapter)
+        return adapter
 
     def _accept(self, found: Adapter | AdapterRefused, record: Record, flight: Flight) -> Adapter:
         """Raises AdapterRefused unless this can be served, under this name."""

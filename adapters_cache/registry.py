@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from hashlib import blake2b
 
+from adapters_cache.sources import Source
 from server.core import BASE, Manifest, Tier
 from server.errors import AdapterNotFound, InvalidInput
 
@@ -27,15 +29,21 @@ class Record:
 
     generation  of the newest read that was asked for; `served` of the one behind `digest`
     digest      what the name points to; empty while nothing is loaded
+    shares      percent of the requests that other digests answer, by digest
+    history     digests that the name pointed to before, the latest first
+    stamp       of the source when it was last read
     manifest    of the last successful read, with this name; stays when the adapter is unloaded, as does
     sizes       the bytes it takes in each tier
     """
 
     name: str
-    source: Path
+    source: Source
     generation: int = 0
     served: int = 0
     digest: str = ""
+    shares: Mapping[str, int] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
+    stamp: str = ""
     manifest: Manifest | None = None
     sizes: Mapping[Tier, int] = field(default_factory=dict)
     task: str = ""
@@ -46,6 +54,22 @@ class Record:
     last_used_at: float | None = None
     error: str = ""
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """All that answer requests for this name."""
+        return tuple(filter(None, (self.digest, *self.shares)))
+
+    def choose(self, key: str) -> str:
+        """The digest that answers a request; of equal keys the same one, without a key any by chance."""
+        if not self.shares:
+            return self.digest
+        point = _point(f"{self.name}\0{key}") if key else random.random()
+        for digest, percent in self.shares.items():
+            point -= percent / 100
+            if point < 0:
+                return digest
+        return self.digest
+
 
 class Registry:
     """Records by name, in the order of names, and names by digest."""
@@ -55,10 +79,13 @@ class Registry:
         self._names: list[str] = []
         self._aliases: dict[str, set[str]] = {}
 
+    def __len__(self) -> int:
+        return len(self._records)
+
     def __contains__(self, name: str) -> bool:
         return name in self._records
 
-    def register(self, name: str, source: Path) -> Record:
+    def register(self, name: str, source: Source) -> Record:
         """Add a name, or move it to another source. Raises InvalidInput for what cannot be a name."""
         if not is_name(name):
             raise InvalidInput(
@@ -93,17 +120,25 @@ class Registry:
         names = self._names[first : min(end, first + limit)] if first < end else []
         return [self._records[name] for name in names], max(0, end - start)
 
-    def point(self, record: Record, digest: str) -> str:
-        """Move a name to another digest, or to none; give the one before."""
-        previous, record.digest = record.digest, digest
-        if previous:
-            names = self._aliases[previous]
+    def point(self, record: Record, digest: str, shares: Mapping[str, int] | None = None) -> set[str]:
+        """Move a name to another digest, or to none, with other digests beside it; give those that it left or met."""
+        before = set(record.digests)
+        record.digest, record.shares = digest, dict(shares or {})
+        after = set(record.digests)
+        for left in before - after:
+            names = self._aliases[left]
             names.discard(record.name)
             if not names:
-                del self._aliases[previous]
-        if digest:
-            self._aliases.setdefault(digest, set()).add(record.name)
-        return previous
+                del self._aliases[left]
+        for met in after - before:
+            self._aliases.setdefault(met, set()).add(record.name)
+        return before ^ after
+
+    def remove(self, record: Record) -> None:
+        """Forget a name that points to nothing."""
+        assert not record.digests
+        del self._records[record.name]
+        del self._names[bisect_left(self._names, record.name)]
 
     def is_aliased(self, digest: str) -> bool:
         return digest in self._aliases
@@ -111,3 +146,8 @@ class Registry:
     def is_pinned(self, digest: str) -> bool:
         """Whether any name that points to `digest` is pinned."""
         return any(self._records[name].is_pinned for name in self._aliases.get(digest, ()))
+
+
+def _point(text: str) -> float:
+    """A number from 0 to 1 that depends on the text alone, here and in every other process."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) / 2**64

@@ -151,6 +151,12 @@ class Residency:
             self._report()
             self.on_room()
 
+    def expire(self, ttl_s: float) -> None:
+        """Let go of what no batch has used for so long."""
+        self._books.expire(ttl_s)
+        self._report()
+        self.on_room()
+
     async def evict(self, digest: str) -> int:
         """Doom every copy and wait until the last lease on them has ended; give the bytes that were freed."""
         entries = self._books.copies(digest)

@@ -42,6 +42,13 @@ class CacheConfig:
     adapters: tuple[Path, ...] = ()  # folders whose sub-folders are adapters, named after them
     device_bytes: int = 256 * MIB  # more adapters resident, less room for the base and batches
     host_bytes: int = 2048 * MIB  # more adapters one copy away from the device
+    disk_path: str = ""  # folder of the disk tier and the index; "" has neither: cold adapters are read at their origin
+    disk_bytes: int = 20480 * MIB  # more adapters that start in milliseconds; disk
+    registries: tuple[str, ...] = ()  # further origins: a registry's folder or URL, "hub:organization"
+    kept_versions: int = 2  # of each adapter, to go back to; disk
+    prefetch: tuple[str, ...] = ()  # adapters that are loaded at start, "acme-*"
+    watch_s: float = 5.0  # between looks at the origins for what is new, replaced or gone; 0 never looks
+    idle_ttl_s: float = 0.0  # adapters that nobody asked for so long leave memory; 0 keeps them while there is room
     load_timeout_s: float = 30.0  # how long a caller waits for an origin before it gets an error
     max_concurrent_loads: int = 4  # more cold starts in parallel, more CPU taken from serving
     max_adapter_bytes: int = 512 * MIB  # largest checkpoint file that is read at all
@@ -53,8 +60,11 @@ class CacheConfig:
     verify_tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "device_bytes", "host_bytes", "max_concurrent_loads", "max_adapter_bytes")
-        _require_seconds(self, "load_timeout_s")
+        _require_at_least(
+            1, self, "device_bytes", "host_bytes", "disk_bytes", "max_concurrent_loads", "max_adapter_bytes"
+        )
+        _require_at_least(0, self, "kept_versions")
+        _require_seconds(self, "load_timeout_s", "watch_s", "idle_ttl_s")
         if not 0 <= self.verify_tolerance < math.inf:
             raise InvalidInput(f"verify_tolerance {self.verify_tolerance:g} must be a number, 0 or more")
         if self.load_timeout_s == 0:

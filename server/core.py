@@ -70,6 +70,7 @@ class Request:
     deadline      on the clock of `time.monotonic`, None means no limit
     heads         names of the heads that answer instead of the usual one
     skip_layers   layers without adapters
+    split_key     requests of equal keys are answered by the same version of an adapter
     """
 
     adapter: str
@@ -78,6 +79,7 @@ class Request:
     deadline: float | None = None
     heads: tuple[str, ...] = ()
     skip_layers: tuple[int, ...] = ()
+    split_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +204,13 @@ def own_head(adapter: Adapter) -> int | None:
 class TargetLease(Protocol):
     """The right to use every part of a target in host memory. Release once.
 
-    names   of each branch: its adapters as an expression, and its head, empty for pooled vectors
+    names     of each branch: its adapters as an expression, and its head, empty for pooled vectors
+    version   name and digest, where several digests answer requests for that name
     """
 
     target: Target
     names: tuple[tuple[str, str], ...]
+    version: tuple[str, str] | None
 
     def release(self) -> None: ...
 
@@ -483,6 +487,24 @@ class Tier(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which adapters a listing is of; empty fields take any."""
+
+    prefix: str = ""
+    task: str = ""
+    tier: Tier | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """One of several digests under one name, and the percentage of requests that it answers."""
+
+    digest: str
+    percent: int
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterStatus:
     """What the admin API tells of one registered name.
 
@@ -505,3 +527,5 @@ class AdapterStatus:
     method: str = ""
     heads: tuple[str, ...] = ()
     composition: str = ""
+    disk_bytes: int = 0
+    versions: tuple[VersionStatus, ...] = ()

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from server.core import (
     SampleOutput,
     Target,
     TargetLease,
+    Wanted,
 )
 from server.metrics import Metrics
 from server.primitives import Head
@@ -40,6 +42,7 @@ class Work:
     deadline: float | None = None
     heads: tuple[str, ...] = ()
     skip_layers: tuple[int, ...] = ()
+    split_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,24 +76,30 @@ class Engine(Protocol):
 
     async def compute(self, work: Work) -> Computed: ...
 
-    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page: ...
+    async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page: ...
     async def get(self, name: str) -> AdapterStatus: ...
-    async def load(self, name: str) -> tuple[AdapterStatus, str]: ...
-    async def unload(self, name: str) -> tuple[int, int]: ...
+    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
+    async def unload(self, name: str) -> tuple[int, int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
+    async def prefetch(self, names: Sequence[str]) -> int: ...
+    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
 
 
 class Adapters(Protocol):
     """The part of adapters_cache's facade that this file uses."""
 
     def check(self, expression: str) -> None: ...
-    async def ready(self, expression: str, heads: Sequence[str], skip_layers: Sequence[int]) -> TargetLease: ...
+    async def ready(
+        self, expression: str, heads: Sequence[str], skip_layers: Sequence[int], key: str
+    ) -> TargetLease: ...
 
-    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page: ...
+    def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page: ...
     def get(self, name: str) -> AdapterStatus: ...
-    async def load(self, name: str) -> tuple[AdapterStatus, str]: ...
-    async def unload(self, name: str) -> tuple[int, int]: ...
+    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
+    async def unload(self, name: str) -> tuple[int, int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
+    def prefetch(self, names: Sequence[str]) -> int: ...
+    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
 
 
 class Scheduler(Protocol):
@@ -111,15 +120,17 @@ class LocalEngine:
         self._adapters.check(expression)
 
     async def compute(self, work: Work) -> Computed:
-        watch = Stopwatch(work.deadline, self._metrics)
+        watch, started, outputs = Stopwatch(work.deadline, self._metrics), time.monotonic(), None
         with watch.stage("ready"):
-            lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers)  # 3
+            lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers, work.split_key)  # 3
         try:
             questions = fitted(work.questions, lease.target, work.parameters, self._base)
             encodings = [encoding for question in questions for encoding in question.encodings]
             outputs = await self._compute([_sample(work, encoding, lease.target) for encoding in encodings])  # 4 and 5
         finally:
             lease.release()
+            if lease.version is not None:
+                self._metrics.version_done(*lease.version, time.monotonic() - started, has_failed=outputs is None)
         return Computed(self._answerer(lease), tuple(outputs), watch.seconds["ready"])
 
     async def _compute(self, samples: Sequence[Sample]) -> list[SampleOutput]:
@@ -148,20 +159,26 @@ class LocalEngine:
 
     # administration
 
-    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
-        return self._adapters.list(prefix=prefix, after=after, limit=limit)
+    async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page:
+        return self._adapters.list(wanted, after=after, limit=limit)
 
     async def get(self, name: str) -> AdapterStatus:
         return self._adapters.get(name)
 
-    async def load(self, name: str) -> tuple[AdapterStatus, str]:
-        return await self._adapters.load(name)
+    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]:
+        return await self._adapters.load(name, percent)
 
-    async def unload(self, name: str) -> tuple[int, int]:
+    async def unload(self, name: str) -> tuple[int, int, int]:
         return await self._adapters.unload(name)
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
         return await self._adapters.pin(name, is_pinned)
+
+    async def prefetch(self, names: Sequence[str]) -> int:
+        return self._adapters.prefetch(names)
+
+    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+        return await self._adapters.split(name, shares)
 
 
 def _sample(work: Work, encoding: Encoding, target: Target) -> Sample:

@@ -24,10 +24,11 @@ class AdapterdError(Exception):
     """Base of all errors that are meant for a caller.
 
     `message` says the value, the limit and the remedy, and never a path, a stack or another tenant's name.
-    `metadata` carries the same facts for programs, as short strings.
+    `metadata` carries the same facts for programs, as short strings. `retry_after_s` says when to come back, if known.
     """
 
     reason = "INTERNAL"
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)
@@ -81,6 +82,10 @@ class DeadlineExceeded(AdapterdError):
 
 class Unavailable(AdapterdError):
     reason = "UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **metadata: str) -> None:
+        super().__init__(message, **metadata)
+        self.retry_after_s = retry_after_s
 
 
 class Internal(AdapterdError):

@@ -1,14 +1,17 @@
 """Every Prometheus series of the server: name, unit, buckets.
 
-No label ever names an adapter, a tenant or anything else a caller chooses, so the number of series is fixed.
+No label ever names an adapter, a tenant or anything else a caller chooses, so the number of series is fixed; but for
+the versions of an adapter while several share its requests.
 The recording methods may be called from any thread.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary, generate_latest
 
 from server.core import Tier, Timings
 
@@ -19,6 +22,7 @@ LOAD_BUCKETS_S = tuple(0.001 * 2**i for i in range(17))  # 1 ms .. 66 s
 AGE_BUCKETS_S = tuple(0.25 * 4**i for i in range(10))  # 0.25 s .. 18 h
 SAMPLE_BUCKETS = tuple(2**i for i in range(11))  # 1 .. 1024
 TOKEN_BUCKETS = tuple(2**i for i in range(4, 17))  # 16 .. 65536
+DIGEST_CHARS = 12
 ADAPTER_BUCKETS = (0, *SAMPLE_BUCKETS)  # 0: the base alone
 
 
@@ -121,6 +125,23 @@ class Metrics:
     def tier_adapters(self, tier: Tier, count: int) -> None:
         self._tier_adapters[tier].set(count)
 
+    def version_done(self, adapter: str, digest: str, seconds: float, *, has_failed: bool) -> None:
+        """A request was answered, or not, by one of several versions of an adapter."""
+        labels = adapter, digest[:DIGEST_CHARS]
+        with self._versions_lock:
+            self._versions.setdefault(adapter, set()).add(labels[1])
+            self._version_s.labels(*labels).observe(seconds)
+            if has_failed:
+                self._version_failures.labels(*labels).inc()
+
+    def versions_gone(self, adapter: str) -> None:
+        """One version answers alone again: the series of all go."""
+        with self._versions_lock:
+            for digest in self._versions.pop(adapter, ()):
+                for series in (self._version_s, self._version_failures):
+                    with suppress(KeyError):
+                        series.remove(adapter, digest)
+
     def slots(self, leased: int, idle: int) -> None:
         """Device slots that hold an adapter: those a batch is using, and those that could be evicted."""
         self._slots_leased.set(leased)
@@ -161,6 +182,16 @@ class Metrics:
         self._eviction_age_s = self._histogram_of_tier(
             "eviction_age_seconds", "Time since last use of what was evicted.", AGE_BUCKETS_S
         )
+        self._versions: dict[str, set[str]] = {}
+        self._versions_lock = threading.Lock()
+        version = ("adapter", "digest")
+        self._version_s = Summary(
+            "adapterd_version_request_duration_seconds",
+            "Requests for an adapter of which several versions answer.",
+            version,
+            registry=self.registry,
+        )
+        self._version_failures = self._counter("version_failures", "Of those, the ones that failed.", version)
         slots = self._gauge("slots", "Device slots that hold an adapter.", ("state",))
         self._slots_leased = slots.labels("leased")
         self._slots_idle = slots.labels("idle")

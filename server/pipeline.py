@@ -67,7 +67,13 @@ class Pipeline:
 
 def _work(request: Request, questions: Sequence[Question]) -> Work:
     return Work(
-        request.adapter, tuple(questions), request.parameters, request.deadline, request.heads, request.skip_layers
+        adapter=request.adapter,
+        questions=tuple(questions),
+        parameters=request.parameters,
+        deadline=request.deadline,
+        heads=request.heads,
+        skip_layers=request.skip_layers,
+        split_key=request.split_key,
     )
 
 

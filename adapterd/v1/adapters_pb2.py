@@ -25,45 +25,57 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61\x64\x61pterd/v1/adapters.proto\x12\x0b\x61\x64\x61pterd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x03\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x1f\n\x04task\x18\x04 \x01(\x0e\x32\x11.adapterd.v1.Task\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x12\n\nmodel_type\x18\x06 \x01(\t\x12\x13\n\x0bhidden_size\x18\x07 \x01(\x05\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x03\x12\x12\n\nhost_bytes\x18\t \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\n \x01(\x03\x12\x1f\n\x04tier\x18\x0b \x01(\x0e\x32\x11.adapterd.v1.Tier\x12\x11\n\tis_pinned\x18\x0c \x01(\x08\x12-\n\tloaded_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_used_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x0f \x01(\t\x12\r\n\x05heads\x18\x10 \x03(\t\x12\x13\n\x0b\x63omposition\x18\x11 \x01(\t\"I\n\x0bListRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0bname_prefix\x18\x03 \x01(\t\"\x86\x01\n\x0cListResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.adapterd.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cnum_adapters\x18\x03 \x01(\x05\x12\x1f\n\x04\x62\x61se\x18\x04 \x01(\x0b\x32\x11.adapterd.v1.Base\"\xa3\x01\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x13\n\x0bhidden_size\x18\x03 \x01(\x05\x12\x12\n\nnum_layers\x18\x04 \x01(\x05\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x1c\n\x14max_tokens_per_input\x18\x08 \x01(\x05\"\x1a\n\nGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x0bGetResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x0cLoadResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\x12\x17\n\x0fprevious_digest\x18\x02 \x01(\t\"\x1d\n\rUnloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x0eUnloadResponse\x12\x18\n\x10host_bytes_freed\x18\x01 \x01(\x03\x12\x1a\n\x12\x64\x65vice_bytes_freed\x18\x02 \x01(\x03\"-\n\nPinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tis_pinned\x18\x02 \x01(\x08\"4\n\x0bPinResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\"=\n\x0ePublishRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"Q\n\x0fPublishResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\x12\x17\n\x0fprevious_digest\x18\x02 \x01(\t*\x8f\x02\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x12\n\x0eTASK_EMBEDDING\x10\x01\x12\x17\n\x13TASK_CLASSIFICATION\x10\x02\x12\x14\n\x10TASK_MULTI_LABEL\x10\x03\x12\x13\n\x0fTASK_REGRESSION\x10\x04\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x05\x12\x1b\n\x17TASK_QUESTION_ANSWERING\x10\x06\x12\x18\n\x14TASK_MULTIPLE_CHOICE\x10\x07\x12\x12\n\x0eTASK_FILL_MASK\x10\x08\x12\x12\n\x0eTASK_CAUSAL_LM\x10\t\x12\x1b\n\x17TASK_DEPENDENCY_PARSING\x10\n*\\\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_ORIGIN\x10\x01\x12\r\n\tTIER_DISK\x10\x02\x12\r\n\tTIER_HOST\x10\x03\x12\x0f\n\x0bTIER_DEVICE\x10\x04\x32\x83\x03\n\x08\x41\x64\x61pters\x12;\n\x04List\x12\x18.adapterd.v1.ListRequest\x1a\x19.adapterd.v1.ListResponse\x12\x38\n\x03Get\x12\x17.adapterd.v1.GetRequest\x1a\x18.adapterd.v1.GetResponse\x12;\n\x04Load\x12\x18.adapterd.v1.LoadRequest\x1a\x19.adapterd.v1.LoadResponse\x12\x41\n\x06Unload\x12\x1a.adapterd.v1.UnloadRequest\x1a\x1b.adapterd.v1.UnloadResponse\x12\x46\n\x07Publish\x12\x1b.adapterd.v1.PublishRequest\x1a\x1c.adapterd.v1.PublishResponse(\x01\x12\x38\n\x03Pin\x12\x17.adapterd.v1.PinRequest\x1a\x18.adapterd.v1.PinResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61\x64\x61pterd/v1/adapters.proto\x12\x0b\x61\x64\x61pterd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x03\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x1f\n\x04task\x18\x04 \x01(\x0e\x32\x11.adapterd.v1.Task\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x12\n\nmodel_type\x18\x06 \x01(\t\x12\x13\n\x0bhidden_size\x18\x07 \x01(\x05\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x03\x12\x12\n\nhost_bytes\x18\t \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\n \x01(\x03\x12\x1f\n\x04tier\x18\x0b \x01(\x0e\x32\x11.adapterd.v1.Tier\x12\x11\n\tis_pinned\x18\x0c \x01(\x08\x12-\n\tloaded_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_used_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x0f \x01(\t\x12\r\n\x05heads\x18\x10 \x03(\t\x12\x13\n\x0b\x63omposition\x18\x11 \x01(\t\x12\x12\n\ndisk_bytes\x18\x12 \x01(\x03\x12&\n\x08versions\x18\x13 \x03(\x0b\x32\x14.adapterd.v1.Version\"K\n\x07Version\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\x12\x1f\n\x04tier\x18\x03 \x01(\x0e\x32\x11.adapterd.v1.Tier\"\x8b\x01\n\x0bListRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0bname_prefix\x18\x03 \x01(\t\x12\x1f\n\x04task\x18\x04 \x01(\x0e\x32\x11.adapterd.v1.Task\x12\x1f\n\x04tier\x18\x05 \x01(\x0e\x32\x11.adapterd.v1.Tier\"\x86\x01\n\x0cListResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.adapterd.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cnum_adapters\x18\x03 \x01(\x05\x12\x1f\n\x04\x62\x61se\x18\x04 \x01(\x0b\x32\x11.adapterd.v1.Base\"\xa3\x01\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x13\n\x0bhidden_size\x18\x03 \x01(\x05\x12\x12\n\nnum_layers\x18\x04 \x01(\x05\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x1c\n\x14max_tokens_per_input\x18\x08 \x01(\x05\"\x1a\n\nGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x0bGetResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x0cLoadResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\x12\x17\n\x0fprevious_digest\x18\x02 \x01(\t\"\x1d\n\rUnloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"`\n\x0eUnloadResponse\x12\x18\n\x10host_bytes_freed\x18\x01 \x01(\x03\x12\x1a\n\x12\x64\x65vice_bytes_freed\x18\x02 \x01(\x03\x12\x18\n\x10\x64isk_bytes_freed\x18\x03 \x01(\x03\"-\n\nPinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tis_pinned\x18\x02 \x01(\x08\"4\n\x0bPinResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\" \n\x0fPrefetchRequest\x12\r\n\x05names\x18\x01 \x03(\t\"%\n\x10PrefetchResponse\x12\x11\n\tnum_begun\x18\x01 \x01(\x05\"@\n\x0cSplitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x06shares\x18\x02 \x03(\x0b\x32\x12.adapterd.v1.Share\"(\n\x05Share\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\"6\n\rSplitResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\"_\n\x0ePublishRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\x14\n\x07percent\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_percent\"Q\n\x0fPublishResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.adapterd.v1.Adapter\x12\x17\n\x0fprevious_digest\x18\x02 \x01(\t*\x8f\x02\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x12\n\x0eTASK_EMBEDDING\x10\x01\x12\x17\n\x13TASK_CLASSIFICATION\x10\x02\x12\x14\n\x10TASK_MULTI_LABEL\x10\x03\x12\x13\n\x0fTASK_REGRESSION\x10\x04\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x05\x12\x1b\n\x17TASK_QUESTION_ANSWERING\x10\x06\x12\x18\n\x14TASK_MULTIPLE_CHOICE\x10\x07\x12\x12\n\x0eTASK_FILL_MASK\x10\x08\x12\x12\n\x0eTASK_CAUSAL_LM\x10\t\x12\x1b\n\x17TASK_DEPENDENCY_PARSING\x10\n*\\\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_ORIGIN\x10\x01\x12\r\n\tTIER_DISK\x10\x02\x12\r\n\tTIER_HOST\x10\x03\x12\x0f\n\x0bTIER_DEVICE\x10\x04\x32\x8c\x04\n\x08\x41\x64\x61pters\x12;\n\x04List\x12\x18.adapterd.v1.ListRequest\x1a\x19.adapterd.v1.ListResponse\x12\x38\n\x03Get\x12\x17.adapterd.v1.GetRequest\x1a\x18.adapterd.v1.GetResponse\x12;\n\x04Load\x12\x18.adapterd.v1.LoadRequest\x1a\x19.adapterd.v1.LoadResponse\x12\x41\n\x06Unload\x12\x1a.adapterd.v1.UnloadRequest\x1a\x1b.adapterd.v1.UnloadResponse\x12\x46\n\x07Publish\x12\x1b.adapterd.v1.PublishRequest\x1a\x1c.adapterd.v1.PublishResponse(\x01\x12\x38\n\x03Pin\x12\x17.adapterd.v1.PinRequest\x1a\x18.adapterd.v1.PinResponse\x12G\n\x08Prefetch\x12\x1c.adapterd.v1.PrefetchRequest\x1a\x1d.adapterd.v1.PrefetchResponse\x12>\n\x05Split\x12\x19.adapterd.v1.SplitRequest\x1a\x1a.adapterd.v1.SplitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adapterd.v1.adapters_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASK']._serialized_start=1410
-  _globals['_TASK']._serialized_end=1681
-  _globals['_TIER']._serialized_start=1683
-  _globals['_TIER']._serialized_end=1775
+  _globals['_TASK']._serialized_start=1911
+  _globals['_TASK']._serialized_end=2182
+  _globals['_TIER']._serialized_start=2184
+  _globals['_TIER']._serialized_end=2276
   _globals['_ADAPTER']._serialized_start=77
-  _globals['_ADAPTER']._serialized_end=488
-  _globals['_LISTREQUEST']._serialized_start=490
-  _globals['_LISTREQUEST']._serialized_end=563
-  _globals['_LISTRESPONSE']._serialized_start=566
-  _globals['_LISTRESPONSE']._serialized_end=700
-  _globals['_BASE']._serialized_start=703
-  _globals['_BASE']._serialized_end=866
-  _globals['_GETREQUEST']._serialized_start=868
-  _globals['_GETREQUEST']._serialized_end=894
-  _globals['_GETRESPONSE']._serialized_start=896
-  _globals['_GETRESPONSE']._serialized_end=948
-  _globals['_LOADREQUEST']._serialized_start=950
-  _globals['_LOADREQUEST']._serialized_end=977
-  _globals['_LOADRESPONSE']._serialized_start=979
-  _globals['_LOADRESPONSE']._serialized_end=1057
-  _globals['_UNLOADREQUEST']._serialized_start=1059
-  _globals['_UNLOADREQUEST']._serialized_end=1088
-  _globals['_UNLOADRESPONSE']._serialized_start=1090
-  _globals['_UNLOADRESPONSE']._serialized_end=1160
-  _globals['_PINREQUEST']._serialized_start=1162
-  _globals['_PINREQUEST']._serialized_end=1207
-  _globals['_PINRESPONSE']._serialized_start=1209
-  _globals['_PINRESPONSE']._serialized_end=1261
-  _globals['_PUBLISHREQUEST']._serialized_start=1263
-  _globals['_PUBLISHREQUEST']._serialized_end=1324
-  _globals['_PUBLISHRESPONSE']._serialized_start=1326
-  _globals['_PUBLISHRESPONSE']._serialized_end=1407
-  _globals['_ADAPTERS']._serialized_start=1778
-  _globals['_ADAPTERS']._serialized_end=2165
+  _globals['_ADAPTER']._serialized_end=548
+  _globals['_VERSION']._serialized_start=550
+  _globals['_VERSION']._serialized_end=625
+  _globals['_LISTREQUEST']._serialized_start=628
+  _globals['_LISTREQUEST']._serialized_end=767
+  _globals['_LISTRESPONSE']._serialized_start=770
+  _globals['_LISTRESPONSE']._serialized_end=904
+  _globals['_BASE']._serialized_start=907
+  _globals['_BASE']._serialized_end=1070
+  _globals['_GETREQUEST']._serialized_start=1072
+  _globals['_GETREQUEST']._serialized_end=1098
+  _globals['_GETRESPONSE']._serialized_start=1100
+  _globals['_GETRESPONSE']._serialized_end=1152
+  _globals['_LOADREQUEST']._serialized_start=1154
+  _globals['_LOADREQUEST']._serialized_end=1181
+  _globals['_LOADRESPONSE']._serialized_start=1183
+  _globals['_LOADRESPONSE']._serialized_end=1261
+  _globals['_UNLOADREQUEST']._serialized_start=1263
+  _globals['_UNLOADREQUEST']._serialized_end=1292
+  _globals['_UNLOADRESPONSE']._serialized_start=1294
+  _globals['_UNLOADRESPONSE']._serialized_end=1390
+  _globals['_PINREQUEST']._serialized_start=1392
+  _globals['_PINREQUEST']._serialized_end=1437
+  _globals['_PINRESPONSE']._serialized_start=1439
+  _globals['_PINRESPONSE']._serialized_end=1491
+  _globals['_PREFETCHREQUEST']._serialized_start=1493
+  _globals['_PREFETCHREQUEST']._serialized_end=1525
+  _globals['_PREFETCHRESPONSE']._serialized_start=1527
+  _globals['_PREFETCHRESPONSE']._serialized_end=1564
+  _globals['_SPLITREQUEST']._serialized_start=1566
+  _globals['_SPLITREQUEST']._serialized_end=1630
+  _globals['_SHARE']._serialized_start=1632
+  _globals['_SHARE']._serialized_end=1672
+  _globals['_SPLITRESPONSE']._serialized_start=1674
+  _globals['_SPLITRESPONSE']._serialized_end=1728
+  _globals['_PUBLISHREQUEST']._serialized_start=1730
+  _globals['_PUBLISHREQUEST']._serialized_end=1825
+  _globals['_PUBLISHRESPONSE']._serialized_start=1827
+  _globals['_PUBLISHRESPONSE']._serialized_end=1908
+  _globals['_ADAPTERS']._serialized_start=2279
+  _globals['_ADAPTERS']._serialized_end=2803
 # @@protoc_insertion_point(module_scope)

@@ -49,7 +49,7 @@ TIER_HOST: Tier
 TIER_DEVICE: Tier
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "method", "task", "labels", "model_type", "hidden_size", "num_parameters", "host_bytes", "device_bytes", "tier", "is_pinned", "loaded_at", "last_used_at", "error", "heads", "composition")
+    __slots__ = ("name", "digest", "method", "task", "labels", "model_type", "hidden_size", "num_parameters", "host_bytes", "device_bytes", "tier", "is_pinned", "loaded_at", "last_used_at", "error", "heads", "composition", "disk_bytes", "versions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,8 @@ class Adapter(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     COMPOSITION_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     method: str
@@ -84,17 +86,33 @@ class Adapter(_message.Message):
     error: str
     heads: _containers.RepeatedScalarFieldContainer[str]
     composition: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., method: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., labels: _Optional[_Iterable[str]] = ..., model_type: _Optional[str] = ..., hidden_size: _Optional[int] = ..., num_parameters: _Optional[int] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., tier: _Optional[_Union[Tier, str]] = ..., is_pinned: _Optional[bool] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., composition: _Optional[str] = ...) -> None: ...
+    disk_bytes: int
+    versions: _containers.RepeatedCompositeFieldContainer[Version]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., method: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., labels: _Optional[_Iterable[str]] = ..., model_type: _Optional[str] = ..., hidden_size: _Optional[int] = ..., num_parameters: _Optional[int] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., tier: _Optional[_Union[Tier, str]] = ..., is_pinned: _Optional[bool] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[str] = ..., heads: _Optional[_Iterable[str]] = ..., composition: _Optional[str] = ..., disk_bytes: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
+
+class Version(_message.Message):
+    __slots__ = ("digest", "percent", "tier")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    percent: int
+    tier: Tier
+    def __init__(self, digest: _Optional[str] = ..., percent: _Optional[int] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
 
 class ListRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "name_prefix")
+    __slots__ = ("page_size", "page_token", "name_prefix", "task", "tier")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     NAME_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
     name_prefix: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., name_prefix: _Optional[str] = ...) -> None: ...
+    task: Task
+    tier: Tier
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., name_prefix: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
 
 class ListResponse(_message.Message):
     __slots__ = ("adapters", "next_page_token", "num_adapters", "base")
@@ -161,12 +179,14 @@ class UnloadRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class UnloadResponse(_message.Message):
-    __slots__ = ("host_bytes_freed", "device_bytes_freed")
+    __slots__ = ("host_bytes_freed", "device_bytes_freed", "disk_bytes_freed")
     HOST_BYTES_FREED_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_FREED_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FREED_FIELD_NUMBER: _ClassVar[int]
     host_bytes_freed: int
     device_bytes_freed: int
-    def __init__(self, host_bytes_freed: _Optional[int] = ..., device_bytes_freed: _Optional[int] = ...) -> None: ...
+    disk_bytes_freed: int
+    def __init__(self, host_bytes_freed: _Optional[int] = ..., device_bytes_freed: _Optional[int] = ..., disk_bytes_freed: _Optional[int] = ...) -> None: ...
 
 class PinRequest(_message.Message):
     __slots__ = ("name", "is_pinned")
@@ -182,15 +202,51 @@ class PinResponse(_message.Message):
     adapter: Adapter
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
+class PrefetchRequest(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PrefetchResponse(_message.Message):
+    __slots__ = ("num_begun",)
+    NUM_BEGUN_FIELD_NUMBER: _ClassVar[int]
+    num_begun: int
+    def __init__(self, num_begun: _Optional[int] = ...) -> None: ...
+
+class SplitRequest(_message.Message):
+    __slots__ = ("name", "shares")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shares: _containers.RepeatedCompositeFieldContainer[Share]
+    def __init__(self, name: _Optional[str] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ...) -> None: ...
+
+class Share(_message.Message):
+    __slots__ = ("digest", "percent")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    percent: int
+    def __init__(self, digest: _Optional[str] = ..., percent: _Optional[int] = ...) -> None: ...
+
+class SplitResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
 class PublishRequest(_message.Message):
-    __slots__ = ("name", "path", "content")
+    __slots__ = ("name", "path", "content", "percent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     content: bytes
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+    percent: int
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., content: _Optional[bytes] = ..., percent: _Optional[int] = ...) -> None: ...
 
 class PublishResponse(_message.Message):
     __slots__ = ("adapter", "previous_digest")

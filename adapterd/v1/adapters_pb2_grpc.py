@@ -65,6 +65,16 @@ class AdaptersStub:
                 request_serializer=adapterd_dot_v1_dot_adapters__pb2.PinRequest.SerializeToString,
                 response_deserializer=adapterd_dot_v1_dot_adapters__pb2.PinResponse.FromString,
                 _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/adapterd.v1.Adapters/Prefetch',
+                request_serializer=adapterd_dot_v1_dot_adapters__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=adapterd_dot_v1_dot_adapters__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
+        self.Split = channel.unary_unary(
+                '/adapterd.v1.Adapters/Split',
+                request_serializer=adapterd_dot_v1_dot_adapters__pb2.SplitRequest.SerializeToString,
+                response_deserializer=adapterd_dot_v1_dot_adapters__pb2.SplitResponse.FromString,
+                _registered_method=True)
 
 
 class AdaptersServicer:
@@ -115,6 +125,20 @@ class AdaptersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prefetch(self, request, context):
+        """Says that adapters will be asked for soon: loads of those that are not in memory begin, and nobody waits for them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Split(self, request, context):
+        """Divides the requests for a name among its versions. All of them to one promotes it, or goes back to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdaptersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +171,16 @@ def add_AdaptersServicer_to_server(servicer, server):
                     servicer.Pin,
                     request_deserializer=adapterd_dot_v1_dot_adapters__pb2.PinRequest.FromString,
                     response_serializer=adapterd_dot_v1_dot_adapters__pb2.PinResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=adapterd_dot_v1_dot_adapters__pb2.PrefetchRequest.FromString,
+                    response_serializer=adapterd_dot_v1_dot_adapters__pb2.PrefetchResponse.SerializeToString,
+            ),
+            'Split': grpc.unary_unary_rpc_method_handler(
+                    servicer.Split,
+                    request_deserializer=adapterd_dot_v1_dot_adapters__pb2.SplitRequest.FromString,
+                    response_serializer=adapterd_dot_v1_dot_adapters__pb2.SplitResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +346,60 @@ class Adapters:
             '/adapterd.v1.Adapters/Pin',
             adapterd_dot_v1_dot_adapters__pb2.PinRequest.SerializeToString,
             adapterd_dot_v1_dot_adapters__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adapterd.v1.Adapters/Prefetch',
+            adapterd_dot_v1_dot_adapters__pb2.PrefetchRequest.SerializeToString,
+            adapterd_dot_v1_dot_adapters__pb2.PrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Split(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adapterd.v1.Adapters/Split',
+            adapterd_dot_v1_dot_adapters__pb2.SplitRequest.SerializeToString,
+            adapterd_dot_v1_dot_adapters__pb2.SplitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from adapterd.v1 import adapters_pb2 as v1
 from server.api.convert import to_name
 from server.api.handlers import Context
 from server.api.publish import Publisher
-from server.core import BASE, AdapterStatus, Tier
+from server.core import BASE, AdapterStatus, Tier, Wanted
 from server.errors import InvalidInput
 from server.primitives import Task
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+MAX_PREFETCHED = 1000
 
 TASKS: dict[str, v1.Task] = {
     Task.EMBEDDING.value: v1.TASK_EMBEDDING,
@@ -39,11 +40,13 @@ TIERS: dict[Tier, v1.Tier] = {
 class Adapters(Protocol):
     """The part of the engine that this file uses."""
 
-    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]: ...
+    async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]: ...
     async def get(self, name: str) -> AdapterStatus: ...
     async def load(self, name: str) -> tuple[AdapterStatus, str]: ...
-    async def unload(self, name: str) -> tuple[int, int]: ...
+    async def unload(self, name: str) -> tuple[int, int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
+    async def prefetch(self, names: Sequence[str]) -> int: ...
+    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
 
 
 class AdaptersServicer:
@@ -59,7 +62,7 @@ class AdaptersServicer:
             raise InvalidInput(f"page_size {message.page_size} is not between 0 and {MAX_PAGE_SIZE}")
         limit = message.page_size or DEFAULT_PAGE_SIZE
         # One more than asked for tells whether a next page exists. A page token is the last name of its page.
-        page, total = await self._adapters.list(prefix=message.name_prefix, after=message.page_token, limit=limit + 1)
+        page, total = await self._adapters.list(_wanted(message), after=message.page_token, limit=limit + 1)
         return v1.ListResponse(
             adapters=[to_adapter(status) for status in page[:limit]],
             next_page_token=page[limit - 1].name if len(page) > limit else "",
@@ -75,8 +78,10 @@ class AdaptersServicer:
         return v1.LoadResponse(adapter=to_adapter(status), previous_digest=previous)
 
     async def Unload(self, message: v1.UnloadRequest, context: Context) -> v1.UnloadResponse:
-        host_bytes, device_bytes = await self._adapters.unload(_name(message.name))
-        return v1.UnloadResponse(host_bytes_freed=host_bytes, device_bytes_freed=device_bytes)
+        host_bytes, device_bytes, disk_bytes = await self._adapters.unload(_name(message.name))
+        return v1.UnloadResponse(
+            host_bytes_freed=host_bytes, device_bytes_freed=device_bytes, disk_bytes_freed=disk_bytes
+        )
 
     async def Publish(self, messages: AsyncIterator[v1.PublishRequest], context: Context) -> v1.PublishResponse:
         status, previous = await self._publisher.publish(messages)
@@ -86,12 +91,34 @@ class AdaptersServicer:
         status = await self._adapters.pin(_name(message.name), message.is_pinned)
         return v1.PinResponse(adapter=to_adapter(status))
 
+    async def Prefetch(self, message: v1.PrefetchRequest, context: Context) -> v1.PrefetchResponse:
+        if len(message.names) > MAX_PREFETCHED:
+            raise InvalidInput(f"{len(message.names)} names exceed the limit of {MAX_PREFETCHED} per call")
+        return v1.PrefetchResponse(num_begun=await self._adapters.prefetch([_name(name) for name in message.names]))
+
+    async def Split(self, message: v1.SplitRequest, context: Context) -> v1.SplitResponse:
+        shares = {share.digest: share.percent for share in message.shares}
+        if not shares or len(shares) != len(message.shares):
+            raise InvalidInput("shares have to name at least one version, and each once")
+        return v1.SplitResponse(adapter=to_adapter(await self._adapters.split(_name(message.name), shares)))
+
 
 def _name(name: str) -> str:
     """Of an adapter that can be moved. Raises InvalidInput for the base, as for what is no name."""
     if name == BASE:
         raise InvalidInput(f"{BASE!r} is the base model itself and always loaded")
     return to_name(name)
+
+
+def _wanted(message: v1.ListRequest) -> Wanted:
+    """Raises InvalidInput for a task or tier that this server does not know."""
+    tasks = {value: key for key, value in TASKS.items()}
+    tiers = {value: key for key, value in TIERS.items()}
+    if message.task and message.task not in tasks:
+        raise InvalidInput(f"task {message.task} is not one that this server knows")
+    if message.tier and message.tier not in tiers:
+        raise InvalidInput(f"tier {message.tier} is not one that this server knows")
+    return Wanted(message.name_prefix, tasks.get(message.task, ""), tiers.get(message.tier))
 
 
 def to_adapter(status: AdapterStatus) -> v1.Adapter:
@@ -107,6 +134,11 @@ def to_adapter(status: AdapterStatus) -> v1.Adapter:
         method=status.method,
         heads=status.heads,
         composition=status.composition,
+        disk_bytes=status.disk_bytes,
+        versions=[
+            v1.Version(digest=version.digest, percent=version.percent, tier=TIERS[version.tier])
+            for version in status.versions
+        ],
     )
     if status.loaded_at is not None:
         message.loaded_at.FromNanoseconds(int(status.loaded_at * 1e9))

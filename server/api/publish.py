@@ -24,7 +24,7 @@ LOCK = ".publish.lock"
 class Engine(Protocol):
     """The part of the engine that this file uses."""
 
-    async def load(self, name: str) -> tuple[AdapterStatus, str]: ...
+    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
 
 
 class Publisher:
@@ -54,18 +54,19 @@ class Publisher:
         with folder_beside(into) as aside:
             await self._receive(first, messages, aside)
             await asyncio.to_thread(_check, aside, name, self._base)
-            swap = asyncio.create_task(self._swap(name, aside, into))
+            percent = first.percent if first.HasField("percent") else 100
+            swap = asyncio.create_task(self._swap(name, aside, into, percent))
             try:
                 return await asyncio.shield(swap)
             except asyncio.CancelledError:
                 await asyncio.wait([swap])  # half of it would leave folder and engine apart
                 raise
 
-    async def _swap(self, name: str, aside: Path, into: Path) -> tuple[AdapterStatus, str]:
+    async def _swap(self, name: str, aside: Path, into: Path, percent: int) -> tuple[AdapterStatus, str]:
         async with _alone(into.parent):
             was_there = await asyncio.to_thread(put_in_place, aside, into)
             try:
-                return await self._engine.load(name)
+                return await self._engine.load(name, percent)
             except BaseException:
                 if was_there:
                     await asyncio.to_thread(put_in_place, aside, into)

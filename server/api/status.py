@@ -51,8 +51,8 @@ def as_adapterd_error(error: Exception) -> AdapterdError:
 def to_status(error: AdapterdError) -> v1.Status:
     """What a failed item of a batch or stream is answered with."""
     status = v1.Status(code=_number(code_of(error)), message=_cut(error.message), reason=error.reason)
-    if isinstance(error, errors.Overloaded):
-        status.retry_delay.FromMilliseconds(_retry_ms(error))
+    if error.retry_after_s is not None:
+        status.retry_delay.FromMilliseconds(_milliseconds(error.retry_after_s))
     return status
 
 
@@ -60,8 +60,8 @@ async def abort(context: grpc.aio.ServicerContext[object, object], error: Adapte
     """End the call with code, google.rpc details, and trailers for callers that lack those protos."""
     trailers: list[tuple[str, str | bytes]] = list(_rich_trailers(error))
     trailers.append(("adapterd-reason", error.reason))
-    if isinstance(error, errors.Overloaded):
-        trailers.append(("grpc-retry-pushback-ms", str(_retry_ms(error))))
+    if error.retry_after_s is not None:
+        trailers.append(("grpc-retry-pushback-ms", str(_milliseconds(error.retry_after_s))))
     await context.abort(code_of(error), _cut(error.message), tuple(trailers))
 
 
@@ -69,9 +69,9 @@ def _rich_trailers(error: AdapterdError) -> list[tuple[str, str | bytes]]:
     metadata = {key: value[:MAX_METADATA_CHARS] for key, value in error.metadata.items()}
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     rich = status_pb2.Status(code=_number(code_of(error)), message=_cut(error.message), details=[_packed(info)])
-    if isinstance(error, errors.Overloaded):
+    if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(_retry_ms(error))
+        delay.FromMilliseconds(_milliseconds(error.retry_after_s))
         rich.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     return list(rpc_status.to_status(rich).trailing_metadata or ())
 
@@ -82,8 +82,8 @@ def _packed(detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -
     return packed
 
 
-def _retry_ms(error: errors.Overloaded) -> int:
-    return max(1, math.ceil(error.retry_after_s * 1000))
+def _milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))
 
 
 def _number(code: grpc.StatusCode) -> int:

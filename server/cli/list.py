@@ -62,6 +62,6 @@ def _row(adapter: Adapter) -> tuple[str, ...]:
         Task.Name(adapter.task).removeprefix("TASK_").lower() if adapter.task else "",
         adapter.digest[:12],
         Tier.Name(adapter.tier).removeprefix("TIER_").lower() + (" (pinned)" if adapter.is_pinned else ""),
-        f"{max(adapter.host_bytes, adapter.device_bytes):,}",
+        f"{max(adapter.host_bytes, adapter.device_bytes) or adapter.disk_bytes:,}",
         adapter.error or adapter.composition or labels + (f", {more} more" if more > 0 else ""),
     )

@@ -27,6 +27,13 @@ def run(
     adapters: Annotated[
         list[Path] | None, typer.Option(help="Folder whose sub-folders are adapters; may be repeated.")
     ] = None,
+    registry: Annotated[
+        list[str] | None,
+        typer.Option(help="Further origin: a registry's folder or URL, hub:organization; may be repeated."),
+    ] = None,
+    disk: Annotated[
+        Path | None, typer.Option(help="Folder for converted adapters and what is known of them, kept over restarts.")
+    ] = None,
     composition: Annotated[
         list[str] | None, typer.Option(help='A name for a composition: "name = Stack(de, ner)"; may be repeated.')
     ] = None,
@@ -53,6 +60,8 @@ def run(
         "model.dtype": dtype,
         "scheduler.max_batch_tokens": batch_tokens,
         "cache.adapters": adapters or None,
+        "cache.registries": registry or None,
+        "cache.disk_path": str(disk) if disk is not None else None,
         "cache.compositions": composition or None,
         "api.host": host,
         "api.port": port,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from server.core import AdapterStatus, BaseInfo
+from collections.abc import Mapping, Sequence
+
+from server.core import AdapterStatus, BaseInfo, Wanted
 from server.engine import Computed, Page, Work
 from server.fronts.codec import decode_computed, encode_work
 from server.fronts.peer import Peer
@@ -33,22 +35,30 @@ class RemoteEngine:
     async def compute(self, work: Work) -> Computed:
         return decode_computed(*await self._peer.call("compute", *encode_work(work, self._base)))
 
-    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
-        page: Page = await self._peer.call("list", prefix, after, limit)
+    async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page:
+        page: Page = await self._peer.call("list", wanted, after, limit)
         return page
 
     async def get(self, name: str) -> AdapterStatus:
         status: AdapterStatus = await self._peer.call("get", name)
         return status
 
-    async def load(self, name: str) -> tuple[AdapterStatus, str]:
-        loaded: tuple[AdapterStatus, str] = await self._peer.call("load", name)
+    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]:
+        loaded: tuple[AdapterStatus, str] = await self._peer.call("load", name, percent)
         return loaded
 
-    async def unload(self, name: str) -> tuple[int, int]:
-        freed: tuple[int, int] = await self._peer.call("unload", name)
+    async def unload(self, name: str) -> tuple[int, int, int]:
+        freed: tuple[int, int, int] = await self._peer.call("unload", name)
         return freed
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
         status: AdapterStatus = await self._peer.call("pin", name, is_pinned)
+        return status
+
+    async def prefetch(self, names: Sequence[str]) -> int:
+        num_begun: int = await self._peer.call("prefetch", list(names))
+        return num_begun
+
+    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+        status: AdapterStatus = await self._peer.call("split", name, dict(shares))
         return status

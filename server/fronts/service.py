@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from server.core import Wanted
 from server.engine import Engine, Page
 from server.fronts.codec import Wire, decode_work, encode_computed
 from server.fronts.peer import Handler
@@ -15,8 +16,8 @@ def handlers_of(engine: Engine) -> Mapping[str, Handler]:
     async def compute(*work: object) -> Wire:
         return encode_computed(await engine.compute(decode_work(*work)))  # type: ignore[arg-type]
 
-    async def list_page(prefix: str, after: str, limit: int) -> Page:
-        return await engine.list(prefix=prefix, after=after, limit=limit)
+    async def list_page(wanted: Wanted, after: str, limit: int) -> Page:
+        return await engine.list(wanted, after=after, limit=limit)
 
     return {
         "compute": compute,
@@ -26,4 +27,6 @@ def handlers_of(engine: Engine) -> Mapping[str, Handler]:
         "load": engine.load,
         "unload": engine.unload,
         "pin": engine.pin,
+        "prefetch": engine.prefetch,
+        "split": engine.split,
     }

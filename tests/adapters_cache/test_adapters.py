@@ -12,13 +12,14 @@ import pytest
 import torch
 from make_adapters import HEADS, make_adapter, make_variant
 
-from adapters_cache import origin
+from adapters_cache import origin, workers
 from adapters_cache.adapters import Adapters
 from adapters_cache.failures import REMEMBERED_S
 from adapters_cache.formats.adapterhub import read_checkpoint
 from adapters_cache.host import HostLease
 from adapters_cache.manifest import make_manifest
 from adapters_cache.residency import Residency
+from adapters_cache.sources import FolderSource
 from server.config import CacheConfig
 from server.core import Adapter, BaseInfo, Tier
 from server.errors import (
@@ -169,7 +170,7 @@ async def test_cancelled_caller_does_not_cancel_the_load_of_the_others(adapters:
     for caller in callers[1:]:
         (await caller).release()
     assert gate.num_reads == 1
-    assert await adapters.unload("a") > (0, 0)
+    assert await adapters.unload("a") > (0, 0, 0)
 
 
 async def test_load_goes_on_when_every_caller_has_left(adapters: Adapters) -> None:
@@ -286,7 +287,7 @@ async def test_older_read_never_replaces_a_newer_one(start: Callable[..., Any], 
     older = asyncio.create_task(adapters.ready("a"))
     await turn()
     [flight] = adapters._all_flights
-    while "a" in adapters._origin._busy or not flight.has_begun:
+    while adapters._origin.is_busy(FolderSource(folder / "a"), "a") or not flight.has_begun:
         await asyncio.sleep(0)
     make_adapter(folder / "a", base, seed=42)
     status, previous = await adapters.load("a")  # its twin is there: nothing to wait for
@@ -310,9 +311,9 @@ async def test_unload_gives_back_every_byte_and_keeps_the_name(adapters: Adapter
     assert not unloading.done()
     use_on_device(residency, lease)  # it was accepted before
     lease.release()
-    assert await unloading == (size, size)
+    assert await unloading == (size, size, 0)
     assert residency.used_bytes == 0 and adapters._host.used_bytes == 0
-    assert adapters.get("a").tier is Tier.ORIGIN and await adapters.unload("a") == (0, 0)
+    assert adapters.get("a").tier is Tier.ORIGIN and await adapters.unload("a") == (0, 0, 0)
     (await adapters.ready("a")).release()
 
 
@@ -349,7 +350,7 @@ async def test_names_with_one_digest_share_memory(adapters: Adapters, folder: Pa
     assert [manifest and manifest.name for manifest in names] == ["a", "twin"]
     one.release()
     two.release()
-    assert await adapters.unload("a") == (0, 0)
+    assert await adapters.unload("a") == (0, 0, 0)
     assert adapters.get("twin").tier is Tier.HOST
     assert (await adapters.unload("twin"))[0] > 0
 
@@ -493,8 +494,39 @@ async def test_folder_that_hangs_takes_one_thread(start: Callable[..., Any], mon
     assert threads == ["a"]
     monkeypatch.setattr(adapters._loader, "_timeout_s", 30)
     (await adapters.ready("b")).release()
+    with pytest.raises(Unavailable, match="it is tried again in") as refused:
+        await adapters.ready("a")
+    assert refused.value.retry_after_s and 0 < refused.value.retry_after_s <= 4
     going_on.set()
+    (await adapters.load("a"))
     (await adapters.ready("a")).release()
+
+
+async def test_threads_that_hang_make_room_for_others(
+    start: Callable[..., Any], folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        make_adapter(folder / f"stuck{number}", base, seed=10 + number)
+    adapters: Adapters = await start(load_timeout_s=0.05, max_concurrent_loads=1)
+    going_on = threading.Event()
+
+    def read(path: Path, **limits: Any) -> Any:
+        assert not path.name.startswith("stuck") or going_on.wait(30)
+        return read_checkpoint(path, **limits)
+
+    monkeypatch.setattr(origin, "read_checkpoint", read)
+    for number in range(3):
+        with pytest.raises(Unavailable):
+            await adapters.ready(f"stuck{number}")
+    monkeypatch.setattr(adapters._loader, "_timeout_s", 30)
+    (await adapters.ready("b")).release()
+    monkeypatch.setattr(workers, "MAX_GIVEN_UP", 3)
+    with pytest.raises(Unavailable, match="origin 'adapters' does not answer: 3 reads of it hang"):
+        await adapters.ready("c")
+    going_on.set()
+    while adapters._origin._workers[str(folder)]._given_up:
+        await asyncio.sleep(0.01)
+    (await adapters.ready("c")).release()
 
 
 async def test_a_pickle_that_hangs_is_refused_before_the_load_is_given_up(

@@ -1,0 +1,269 @@
+"""The disk tier: lowered adapters as checksummed safetensors, ready to be copied into memory.
+
+<folder>/adapters/<digest>.<dtype>.safetensors    one tensor, `weights`; what it means lies in the file's metadata
+<folder>/adapters/*.partial                       being written; whatever lies there at start was left by a kill
+<folder>/lock                                     one process at a time
+
+A file appears when all of it is on the disk, and is verified whenever it is read: what does not hold is removed and
+read from the origin again. From any thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from adapters_cache import spec_json
+from server.core import Adapter, Manifest, Tier
+from server.errors import InvalidInput
+from server.memory import pages
+from server.metrics import Metrics
+
+ADAPTERS, LOCK, SUFFIX, PARTIAL = "adapters", "lock", ".safetensors", ".partial"
+WEIGHTS = "weights"
+log = logging.getLogger(__name__)
+
+
+class DiskTier:
+    """Files by digest under a byte budget. `kept` are digests that are not evicted."""
+
+    def __init__(
+        self, folder: Path, budget_bytes: int, dtype: torch.dtype, metrics: Metrics, *, pin_memory: bool = False
+    ) -> None:
+        """Raises InvalidInput where the folder cannot be had."""
+        self.budget_bytes = budget_bytes
+        self._dtype, self._metrics, self._pin_memory = dtype, metrics, pin_memory
+        self._folder = folder / ADAPTERS
+        self._mutex = threading.Lock()
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # by digest, least recently used first
+        self._used_bytes = 0
+        self._kept: Collection[str] = ()
+        self._lock = _locked(folder)
+        metrics.tier_budget(Tier.DISK, budget_bytes)
+        self._take_stock()
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Have these, and no others, survive eviction."""
+        self._kept = digests
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._sizes
+
+    def bytes_of(self, digest: str) -> int:
+        return self._sizes.get(digest, 0)
+
+    @property
+    def used_bytes(self) -> int:
+        return self._used_bytes
+
+    def digests(self) -> list[str]:
+        return list(self._sizes)
+
+    def get(self, digest: str) -> Adapter | None:
+        """The adapter, verified, or None where it is not here. Reads a file: not on the event loop."""
+        if digest not in self._sizes:
+            self._metrics.cache_miss(Tier.DISK)
+            return None
+        path = self._path(digest)
+        try:
+            adapter = self._read(path, digest)
+        except (OSError, ValueError, SafetensorError) as error:
+            log.warning("%s is read from its origin again: %s", path.name, error)
+            self.remove(digest)
+            self._metrics.cache_miss(Tier.DISK)
+            return None
+        with self._mutex, suppress(KeyError):
+            self._sizes.move_to_end(digest)
+        with suppress(OSError):
+            os.utime(path)  # the order of use survives a restart
+        self._metrics.cache_hit(Tier.DISK)
+        return adapter
+
+    def put(self, adapter: Adapter) -> bool:
+        """Write an adapter, unless it is here; whether it is now. What fails costs the copy, not the request."""
+        if adapter.digest in self._sizes:
+            return True
+        content, started = _packed(adapter), time.monotonic()
+        if not self._reserve(len(content)):
+            return False
+        try:
+            write_whole(self._path(adapter.digest), content)
+        except OSError as error:
+            log.warning("%s is not kept on disk: %s", adapter.manifest.name, error)
+            self._settle(-len(content))
+            self._metrics.load_done(Tier.DISK, time.monotonic() - started, "UNAVAILABLE")
+            return False
+        with self._mutex:
+            is_twin = adapter.digest in self._sizes  # of another name, written meanwhile: the very same file
+            self._sizes[adapter.digest] = len(content)
+        self._settle(-len(content) if is_twin else 0)
+        self._metrics.load_done(Tier.DISK, time.monotonic() - started, "ok")
+        return True
+
+    def remove(self, digest: str) -> int:
+        """Give the bytes back that a digest takes here."""
+        with self._mutex:
+            size_bytes = self._sizes.pop(digest, 0)
+            self._used_bytes -= size_bytes
+            self._report()
+        if size_bytes:
+            self._path(digest).unlink(missing_ok=True)
+        return size_bytes
+
+    def check_integrity(self) -> None:
+        """AssertionError when the books and the folder disagree. While nothing is written."""
+        with self._mutex:
+            found = {path.name: path.stat().st_size for path in self._folder.iterdir()}
+            assert found == {self._path(digest).name: size for digest, size in self._sizes.items()}
+            assert self._used_bytes == sum(self._sizes.values()) <= self.budget_bytes
+
+    def _settle(self, size_bytes: int) -> None:
+        with self._mutex:
+            self._used_bytes += size_bytes
+            self._report()
+
+    def _reserve(self, size_bytes: int) -> bool:
+        """Take `size_bytes`, evicting the least recently used if need be. If that cannot do, evict none."""
+        with self._mutex:
+            missing = self._used_bytes + size_bytes - self.budget_bytes
+            victims = []
+            for digest, size in self._sizes.items():
+                if missing <= 0:
+                    break
+                if digest not in self._kept:
+                    victims.append(digest)
+                    missing -= size
+            if missing > 0:
+                return False
+            self._used_bytes += size_bytes
+        for digest in victims:
+            age_s = self._age_s(digest)
+            if self.remove(digest):
+                self._metrics.eviction(Tier.DISK, age_s)
+        return True
+
+    def _age_s(self, digest: str) -> float:
+        try:
+            return max(0.0, time.time() - self._path(digest).stat().st_mtime)
+        except OSError:
+            return 0.0
+
+    def _read(self, path: Path, digest: str) -> Adapter:
+        """Raises ValueError for what is not, or no longer, what was written."""
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            if facts.get("schema") != spec_json.SCHEMA:
+                raise ValueError("it was written by another version")
+            mapped = file.get_tensor(WEIGHTS)
+            if mapped.dtype is not self._dtype:
+                raise ValueError(f"its weights are {mapped.dtype}")
+            weights = pages(mapped.numel(), self._dtype).copy_(mapped)
+        manifest = Manifest(**json.loads(facts["manifest"]))
+        # of the copy: what is served is what was verified
+        if manifest.digest != digest or facts["sha256"] != _checksum(facts["spec"], facts["manifest"], weights):
+            raise ValueError("its checksum does not hold")
+        size_bytes = weights.numel() * weights.element_size()
+        spec = spec_json.loads(facts["spec"])
+        return Adapter(manifest, spec, weights.pin_memory() if self._pin_memory else weights, size_bytes)
+
+    def _take_stock(self) -> None:
+        """What a former process left: whole files are used again, others removed."""
+        found = []
+        ending = f".{_name(self._dtype)}{SUFFIX}"
+        for entry in os.scandir(self._folder):
+            if entry.name.endswith(ending):
+                stat = entry.stat()
+                found.append((stat.st_mtime, entry.name.removesuffix(ending), stat.st_size))
+            else:  # of a write that was killed, or of another dtype
+                Path(entry.path).unlink(missing_ok=True)
+        for _, digest, size_bytes in sorted(found):
+            self._sizes[digest] = size_bytes
+            self._used_bytes += size_bytes
+        self._reserve(0)
+        self._report()
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / f"{digest}.{_name(self._dtype)}{SUFFIX}"
+
+    def _report(self) -> None:
+        self._metrics.tier_bytes(Tier.DISK, self._used_bytes)
+        self._metrics.tier_adapters(Tier.DISK, len(self._sizes))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A reader, and whoever comes after a crash, finds all of it or what was there before."""
+    aside = path.with_name(f"{uuid4().hex}{PARTIAL}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _packed(adapter: Adapter) -> bytes:
+    spec, manifest = spec_json.dumps(adapter.spec), json.dumps(asdict(adapter.manifest))
+    facts = {
+        "schema": spec_json.SCHEMA,
+        "spec": spec,
+        "manifest": manifest,
+        "sha256": _checksum(spec, manifest, adapter.weights),
+    }
+    content: bytes = save({WEIGHTS: adapter.weights}, facts)
+    return content
+
+
+def _checksum(spec: str, manifest: str, weights: Tensor) -> str:
+    digest = hashlib.sha256()
+    for text in (spec, manifest):
+        digest.update(len(text.encode()).to_bytes(8, "little") + text.encode())
+    data: Any = weights.contiguous().view(torch.uint8).numpy()
+    digest.update(data.data)
+    return digest.hexdigest()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder for this process; the system lets go of it when the process ends."""
+    try:
+        (folder / ADAPTERS).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InvalidInput(f"disk_path {folder.name!r} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise InvalidInput(f"disk_path {folder.name!r} is in use by another server; give each its own") from error
+    return descriptor

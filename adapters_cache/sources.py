@@ -1,0 +1,89 @@
+"""Where one adapter's files come from: a folder, or an adapter in a registry. Every method may block."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Registry(Protocol):
+    """The part of `adapters_cache.sharing`'s registries that is read from."""
+
+    def find(self, name: str) -> Any: ...
+    def pull(self, artefact: Any, into: Path) -> Path: ...
+    def search(self, **filters: Any) -> Iterator[Any]: ...
+
+
+class Source(Protocol):
+    """place   what hangs together with it: the folder or registry that it lies in"""
+
+    @property
+    def place(self) -> str: ...
+
+    def stamp(self) -> str:
+        """Changes when the adapter is replaced as a whole, and is cheap; empty where there is none."""
+
+    def state(self) -> str:
+        """Tells one content from another without reading it; empty where there is none."""
+
+    def opened(self) -> AbstractContextManager[Path]:
+        """A local folder with its files."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    path: Path
+
+    @property
+    def place(self) -> str:
+        return str(self.path.parent)
+
+    def stamp(self) -> str:
+        """The folder's own time: files that come, go or are renamed into place move it, writing into one does not."""
+        try:
+            return str(self.path.stat().st_mtime_ns)
+        except OSError:
+            return ""
+
+    def state(self) -> str:
+        """Name, size and time of every file."""
+        try:
+            files = sorted(self.path.iterdir())
+            return json.dumps([(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files])
+        except OSError:
+            return ""
+
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        yield self.path
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySource:
+    """What a registry's "main" of one name points to. `revision` is what a listing said last."""
+
+    registry: Registry
+    address: str  # of the registry, as configured
+    name: str
+    revision: str
+
+    @property
+    def place(self) -> str:
+        return self.address
+
+    def stamp(self) -> str:
+        return self.revision
+
+    def state(self) -> str:
+        return self.revision
+
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """Downloaded for the time of reading, with its checksums verified; the disk tier keeps what is made of it."""
+        with tempfile.TemporaryDirectory(prefix="adapterd-pull-") as folder:
+            yield self.registry.pull(self.registry.find(self.name), Path(folder) / self.name.rpartition("/")[2])

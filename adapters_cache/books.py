@@ -1,19 +1,28 @@
 """The books of one tier, host or device: which adapters it holds, who is using them, which may go.
 
+What goes first is what costs least to bring back for what it takes: Greedy-Dual-Size-Frequency (Cherkasova 1998,
+HPL-98-69). An entry's priority is the priority of the last one that went, plus its uses times cost over size; so what
+was popular once ages, a scan of everything passes by what is in use, and small adapters stay longer than large ones.
+docs/structures.md has how it compares with the least recently used one first.
+
 Counts only: nothing here waits for room or moves a byte. All on the event loop thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.core import Adapter, Tier
 from server.errors import Overloaded, TooLarge
 from server.metrics import Metrics
+
+LOAD_BYTES = 1 << 20  # a load takes as long as it would take to read so many bytes more
+MAX_LEFT_OVER = 64
+Place = tuple[float, float]  # in the order of going: priority, then time of the last use
 
 
 @dataclass(slots=True, eq=False)
@@ -23,13 +32,20 @@ class Entry:
     adapter: Adapter
     size_bytes: int
     num_leases: int = 0
+    num_uses: int = 0
+    priority: float = 0.0
+    queued: int = 0
     is_doomed: bool = False
     last_used: float = field(default_factory=time.monotonic)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def place(self) -> Place:
+        return self.priority, self.last_used
+
 
 class Books:
-    """Entries by digest in order of use, least recently used first; doomed entries aside."""
+    """Entries by digest; doomed entries aside."""
 
     def __init__(self, tier: Tier, budget_bytes: int, metrics: Metrics, on_gone: Callable[[Entry], None]) -> None:
         self.tier = tier
@@ -37,7 +53,13 @@ class Books:
         self.used_bytes = 0
         self._metrics = metrics
         self._on_gone = on_gone
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: dict[str, Entry] = {}
+        # A heap of digests. Each live entry is in it once, at the place that it had when it was put here: uses only
+        # move it towards the end, so its true place is looked up when it comes to the front. Others are left-overs;
+        # digests, so that none keeps an adapter in memory.
+        self._order: list[tuple[Place, int, str]] = []
+        self._floor = 0.0  # priority of the last one that went
+        self._num_queued = 0
         self._doomed: set[Entry] = set()
         self._pinned: set[str] = set()
         metrics.tier_budget(tier, budget_bytes)
@@ -78,21 +100,40 @@ class Books:
             )
 
     def make_room(self, size_bytes: int) -> bool:
-        """Evict the least recently used entries until `size_bytes` are free. If that cannot do, evict none."""
+        """Evict entries until `size_bytes` are free. If that cannot do, evict none."""
         missing = self.used_bytes + size_bytes - self.budget_bytes
-        victims = []
-        for entry in self._entries.values():
-            if missing <= 0:
-                break
-            if entry.num_leases == 0 and entry.adapter.digest not in self._pinned:
+        victims: list[Entry] = []
+        others: list[Entry] = []
+        while missing > 0 and self._order:
+            place, number, digest = heapq.heappop(self._order)
+            entry = self._entries.get(digest)
+            if entry is None or entry.queued != number:
+                continue
+            if entry.place != place:
+                self._queue(entry)
+            elif entry.num_leases or entry.adapter.digest in self._pinned:
+                others.append(entry)
+            else:
                 victims.append(entry)
                 missing -= entry.size_bytes
         if missing > 0:
-            return False
+            others += victims
+            victims = []
+        for entry in others:
+            self._queue(entry)
         for entry in victims:
+            self._floor = max(self._floor, entry.priority)
             self._metrics.eviction(self.tier, time.monotonic() - entry.last_used)
             self.doom(entry)
-        return True
+        return missing <= 0
+
+    def _queue(self, entry: Entry) -> None:
+        self._num_queued += 1
+        entry.queued = self._num_queued
+        heapq.heappush(self._order, (entry.place, entry.queued, entry.adapter.digest))
+        if len(self._order) > 2 * len(self._entries) + MAX_LEFT_OVER:
+            self._order = [(own.place, own.queued, digest) for digest, own in self._entries.items()]
+            heapq.heapify(self._order)
 
     def expire(self, ttl_s: float) -> None:
         """Let go of what nobody has leased for so long."""
@@ -110,15 +151,16 @@ class Books:
         """Enter a new copy. There must be room and no live copy."""
         assert entry.adapter.digest not in self._entries and self.used_bytes + entry.size_bytes <= self.budget_bytes
         self._entries[entry.adapter.digest] = entry
+        self._queue(entry)
         self.used_bytes += entry.size_bytes
         self._report()
 
     def lease(self, entry: Entry) -> None:
         assert not entry.gone.is_set()
         entry.num_leases += 1
+        entry.num_uses += 1
         entry.last_used = time.monotonic()
-        if not entry.is_doomed:
-            self._entries.move_to_end(entry.adapter.digest)
+        entry.priority = self._floor + entry.num_uses * (1 + LOAD_BYTES / max(1, entry.size_bytes))
 
     def release(self, entry: Entry) -> None:
         assert entry.num_leases > 0, "a lease was released twice"
@@ -163,3 +205,5 @@ class Books:
         assert not any(entry.is_doomed or entry.num_leases < 0 for entry in self._entries.values())
         assert all(entry.is_doomed and entry.num_leases > 0 for entry in self._doomed)
         assert not any(entry.gone.is_set() for entry in entries)
+        queued = {(digest, number) for _, number, digest in self._order}
+        assert all((digest, entry.queued) in queued for digest, entry in self._entries.items())

@@ -1,0 +1,94 @@
+"""Who goes when there is no room."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from fakes import make_adapter
+
+from adapters_cache.books import MAX_LEFT_OVER, Books, Entry
+from server.core import Tier
+from server.metrics import Metrics
+
+
+@pytest.fixture
+def gone() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def books(metrics: Metrics, gone: list[str]) -> Books:
+    return Books(Tier.HOST, 300, metrics, lambda entry: gone.append(entry.adapter.manifest.name))
+
+
+def use(books: Books, name: str, size: int = 100, times: int = 1) -> None:
+    adapter = make_adapter(name)
+    entry = books.find(adapter.digest)
+    if entry is None:
+        assert books.make_room(size)
+        entry = Entry(adapter, size)
+        books.add(entry)
+    for _ in range(times):
+        books.lease(entry)
+        books.release(entry)
+    books.check_integrity()
+
+
+def test_of_equal_use_the_one_that_rested_longest_goes(books: Books, gone: list[str]) -> None:
+    for name in ("a", "b", "c", "a", "b", "c", "b"):
+        use(books, name)
+    use(books, "d")
+    assert gone == ["a"]
+
+
+def test_what_is_used_often_outlives_a_scan(books: Books, gone: list[str]) -> None:
+    use(books, "often", times=5)
+    for number in range(8):
+        use(books, f"once{number}")
+    assert "often" not in gone and len(gone) == 6
+
+
+def test_what_was_used_often_long_ago_goes_in_the_end(books: Books, gone: list[str]) -> None:
+    use(books, "was", times=5)
+    for number in range(40):
+        use(books, f"now{number}", times=2)
+    assert "was" in gone
+
+
+def test_large_adapters_go_before_small_ones(books: Books, gone: list[str]) -> None:
+    use(books, "small", 50)
+    use(books, "large", 200)
+    use(books, "other", 100)
+    assert gone == ["large"]
+
+
+def test_nothing_goes_where_that_would_not_do(books: Books, gone: list[str]) -> None:
+    use(books, "a")
+    use(books, "b", 200)
+    entry = books.find(make_adapter("b").digest)
+    assert entry is not None
+    books.lease(entry)
+    assert not books.make_room(150) and gone == []
+    assert books.make_room(100) and gone == ["a"]
+    books.check_integrity()
+
+
+def test_what_left_is_not_held_in_memory_by_the_order(books: Books) -> None:
+    adapter = make_adapter("a")
+    entry = Entry(adapter, 100)
+    books.add(entry)
+    books.doom(entry)
+    watched = weakref.ref(entry.gone)
+    del entry, adapter
+    gc.collect()
+    assert watched() is None
+
+
+def test_the_order_does_not_grow_with_what_came_and_went(books: Books) -> None:
+    for number in range(1_000):
+        entry = Entry(make_adapter(f"a{number}"), 100)
+        books.add(entry)
+        books.doom(entry)
+    assert len(books._order) <= MAX_LEFT_OVER + 2

@@ -34,7 +34,7 @@ from adapters_cache.versions import Versions
 from adapters_cache.watch import Watch
 from server.config import CacheConfig
 from server.core import BASE, Adapter, AdapterStatus, BaseInfo, Tier, VersionStatus, Wanted
-from server.errors import AdapterdError, AdapterNotFound, InvalidInput, Unavailable
+from server.errors import AdapterChanged, AdapterdError, AdapterNotFound, InvalidInput, Unavailable
 from server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,19 @@ class Adapters:
         self._metrics.cache_miss(Tier.HOST)
         share = digest if digest in record.shares else ""
         flight = self._flights.get((name, share))
-        return await self._join(flight or self._take_off(record, is_explicit=False, share=share))
+        try:
+            return await self._join(flight or self._take_off(record, is_explicit=False, share=share))
+        except AdapterChanged as error:
+            if not share:
+                raise
+            log.warning("%s; the other versions answer for it", error.message)
+            self._lose(record, share)
+            return await self.ready(name, key)
+
+    def _lose(self, record: Record, share: str) -> None:
+        """A version whose file is gone answers no more."""
+        shares = {digest: percent for digest, percent in record.shares.items() if digest != share}
+        self._point(record, Versions(record.digest, shares, record.history))
 
     def prefetch(self, names: Sequence[str]) -> int:
         """Begin to load what is not in host memory; give how many. Raises AdapterNotFound before any is begun."""

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,20 +26,29 @@ from adapters_cache.flight import Flight
 from adapters_cache.host import HostLease, HostTier
 from adapters_cache.index import Index, restore
 from adapters_cache.loader import Loader
-from adapters_cache.origin import Listed, Origin
+from adapters_cache.origin import Listed, Listing, Origin
 from adapters_cache.pins import check_pin
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from adapters_cache.sources import FolderSource, Source
-from adapters_cache.versions import Versions
-from adapters_cache.watch import Watch
+from adapters_cache.versions import History, Versions
+from adapters_cache.watch import News, Watch
 from server.config import CacheConfig
 from server.core import BASE, Adapter, AdapterStatus, BaseInfo, Tier, VersionStatus, Wanted
-from server.errors import AdapterChanged, AdapterdError, AdapterNotFound, InvalidInput, Unavailable
+from server.errors import (
+    AdapterChanged,
+    AdapterdError,
+    AdapterNotFound,
+    AdapterRefused,
+    InvalidInput,
+    Overloaded,
+    Unavailable,
+)
 from server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 ALL = Wanted()
+LOAD = "load"  # the flights that Load takes off, beside those by digest
 Page = tuple[list[AdapterStatus], int]
 Check = Callable[[Adapter], Awaitable[None]]
 
@@ -96,11 +106,15 @@ class Adapters:
             weights=weights,
             pin_memory=pin_memory,
         )
-        self._flights: dict[tuple[str, str], Flight] = {}  # the newest of each name and version
+        self._flights: dict[tuple[str, str], Flight] = {}  # the newest of each name and version, and of each Load
         self._all_flights: set[Flight] = set()
         self._unloading: Counter[str] = Counter()  # digests whose device bytes an unload is going to count
-        self._versioned: set[str] = set()  # names with more than one digest
-        self.on_change: Callable[[], Awaitable[None]] = _nothing  # folders hold something new besides adapters, perhaps
+        self._loads: Counter[str] = Counter()  # calls of Load under way, by name
+        self._history = History()
+        self._rows: dict[str, Mapping[str, Any]] = {}  # of the index, that no origin has shown again so far
+        self._wanted: dict[str, None] = {}  # names to be prefetched
+        self._prefetchers: set[asyncio.Task[None]] = set()
+        self.on_change: Callable[[], Awaitable[None]] = _nothing  # folders hold other compositions than before
         self._watch = Watch(self._origin, self.refresh, config.watch_s)
         self._expiry: asyncio.Task[None] | None = None
 
@@ -114,40 +128,55 @@ class Adapters:
                 raise InvalidInput(
                     f"adapter folder {number} ({folder.name}) is not a folder; create it or leave it out"
                 )
-        known = await self._index.load() if self._index is not None else {}
-        folders = await self._origin.scan()
-        self._restore(folders, known)
-        registries = {address: await self._listed(address) for address in self._origin.registries}
-        for listing in registries.values():
-            self._restore(listing, known)
-        self._keep()
-        self._watch.start(folders, registries)
+        self._rows = dict(await self._index.load()) if self._index is not None else {}
+        listings = {place: await self._listed(place) for place in self._origin.places}
+        for place, listing in listings.items():
+            if listing is None:
+                self._restore_unseen(place)
+            for name, listed in listing.adapters.items() if listing is not None else ():
+                if name not in self._registry:
+                    self._register(name, listed)
+        self._forget_rows({place for place, listing in listings.items() if listing is None})
+        if self._disk is not None:
+            self._disk.keep(self._history.answering)
+        self._watch.start({place: listing or Listing() for place, listing in listings.items()})
         if self._config.idle_ttl_s:
             self._expiry = asyncio.create_task(self._expire(self._config.idle_ttl_s))
-        pinned = [record for record in self._registry.records() if record.is_pinned]
-        for record in pinned:
-            self._update_pins(record.digests)
-        wanted = {record.name for record in pinned}.union(*map(self._matching, self._config.prefetch))
-        self.prefetch(sorted(wanted))
+        pinned = [record.name for record in self._registry.records() if record.is_pinned]
+        self.prefetch(sorted({*pinned}.union(*map(self._matching, self._config.prefetch))))
 
-    def _restore(self, listing: Mapping[str, Listed], known: Mapping[str, Any]) -> None:
-        """Register names that are new, with what the index knows of what is still the same."""
-        for name, listed in listing.items():
-            if name in self._registry:
-                continue
-            record, row = self._registry.register(name, listed.source), known.get(name)
-            if row is not None and row["stamp"] == listed.stamp:
-                restore(record, row)
-                self._registry.point(record, row["digest"], row["shares"])
-                self._note_versions(record)
-
-    async def _listed(self, address: str) -> Mapping[str, Listed]:
-        """A registry that does not answer is asked again later."""
+    async def _listed(self, place: str) -> Listing | None:
+        """None for a registry that does not answer, which is asked again later."""
         try:
-            return await self._origin.scan_registry(address)
-        except AdapterdError as error:
-            log.warning("registry %s: %s", address, error.message)
-            return {}
+            async with asyncio.timeout(self._config.load_timeout_s):
+                return await self._origin.scan(place)
+        except TimeoutError:
+            log.warning("origin %s did not answer within load_timeout_s; it is asked again", place)
+        except (AdapterdError, OSError) as error:
+            log.warning("origin %s cannot be listed: %s", place, error)
+        return None
+
+    def _register(self, name: str, listed: Listed) -> None:
+        """A name that is new here, with what the index knows of it."""
+        record, row = self._registry.register(name, listed.source), self._rows.pop(name, None)
+        if row is not None:
+            self._registry.point(record, *restore(record, row, listed.stamp))
+            self._update_pins(record.digests)
+            self._note_versions(record)
+
+    def _restore_unseen(self, place: str) -> None:
+        """What the index knows of a registry that does not answer now: what is on disk is served."""
+        for name, row in list(self._rows.items()):
+            source = self._origin.known_source(place, name, row["stamp"]) if row.get("place") == place else None
+            if source is not None and name not in self._registry:
+                self._register(name, Listed(source, row["stamp"]))
+
+    def _forget_rows(self, silent: Collection[str]) -> None:
+        """Of names that are gone: but for members of setups, which are registered later, and for silent places."""
+        for name, row in list(self._rows.items()):
+            if self._index is not None and "/" not in name and row.get("place") not in silent:
+                self._index.forget(name)
+                del self._rows[name]
 
     async def _expire(self, ttl_s: float) -> None:
         while True:
@@ -157,13 +186,19 @@ class Adapters:
 
     def register(self, name: str, source: Path) -> None:
         """Add what lies elsewhere than in a folder of its own under its name. Raises InvalidInput."""
-        self._registry.register(name, FolderSource(source))
+        found = FolderSource(source)
+        if name in self._registry:
+            self._registry.register(name, found)
+        else:
+            self._register(name, Listed(found, found.stamp()))
 
     async def stop(self) -> None:
         """Give up loads under way. What is leased stays until it is released."""
         await self._watch.stop()
         if self._expiry is not None:
             self._expiry.cancel()
+        for task in self._prefetchers:
+            task.cancel()
         for flight in list(self._all_flights):
             await flight.cancel()
         if self._index is not None:
@@ -187,33 +222,58 @@ class Adapters:
             self._metrics.cache_hit(Tier.HOST)
             return lease
         self._metrics.cache_miss(Tier.HOST)
-        share = digest if digest in record.shares else ""
-        flight = self._flights.get((name, share))
-        try:
-            return await self._join(flight or self._take_off(record, is_explicit=False, share=share))
-        except AdapterChanged as error:
-            if not share:
-                raise
-            log.warning("%s; the other versions answer for it", error.message)
-            self._lose(record, share)
-            return await self.ready(name, key)
+        if digest in record.shares:
+            return await self._ready_share(record, digest, key)
+        return await self._join(self._flights.get((name, "")) or self._flight_of(record))
 
-    def _lose(self, record: Record, share: str) -> None:
-        """A version whose file is gone answers no more."""
-        shares = {digest: percent for digest, percent in record.shares.items() if digest != share}
-        self._point(record, Versions(record.digest, shares, record.history))
+    def _flight_of(self, record: Record) -> Flight:
+        """What brings the adapter that a name points to: a Load that is under way does where nothing else can."""
+        loading = self._flights.get((record.name, LOAD))
+        is_on_disk = self._disk is not None and bool(record.digest) and record.digest in self._disk
+        if loading is not None and loading.percent == 100 and not is_on_disk:
+            return loading
+        return self._take_off(record)
+
+    async def _ready_share(self, record: Record, share: str, key: str) -> HostLease:
+        try:
+            return await self._join(self._flights.get((record.name, share)) or self._take_off(record, share))
+        except AdapterChanged as error:
+            log.warning("%s; the other versions answer for it", error.message)
+        if share in record.shares:
+            shares = {digest: percent for digest, percent in record.shares.items() if digest != share}
+            self._point(record, Versions(record.digest, shares, record.history))
+        return await self.ready(record.name, key)
 
     def prefetch(self, names: Sequence[str]) -> int:
-        """Begin to load what is not in host memory; give how many. Raises AdapterNotFound before any is begun."""
+        """Have what is not in host memory loaded, a few at a time, behind those who wait; give how many that are.
+
+        Raises AdapterNotFound before any is begun.
+        """
         records = [self._registry.get(name) for name in names]
-        cold = [
-            record
-            for record in records
-            if (record.name, "") not in self._flights and not (record.digest and self._host.bytes_of(record.digest))
-        ]
-        for record in cold:
-            self._take_off(record, is_explicit=False)
+        cold = [record.name for record in records if self._is_cold(record) and record.name not in self._wanted]
+        self._wanted |= dict.fromkeys(cold)
+        for _ in range(min(len(cold), self._num_prefetchers - len(self._prefetchers))):
+            task = asyncio.create_task(self._prefetch())
+            self._prefetchers.add(task)
+            task.add_done_callback(self._prefetchers.discard)
         return len(cold)
+
+    async def _prefetch(self) -> None:
+        while self._wanted:
+            name = next(iter(self._wanted))
+            del self._wanted[name]
+            record = self._registry.find(name)
+            if record is not None and self._is_cold(record):
+                with suppress(AdapterdError):  # whoever asks for it is told
+                    (await self._join(self._flight_of(record))).release()
+
+    def _is_cold(self, record: Record) -> bool:
+        is_there = bool(record.digest) and self._host.bytes_of(record.digest) > 0
+        return not is_there and (record.name, "") not in self._flights
+
+    @property
+    def _num_prefetchers(self) -> int:
+        return max(1, self._config.max_concurrent_loads // 2)
 
     def _matching(self, pattern: str) -> list[str]:
         return [record.name for record in self._registry.records() if fnmatchcase(record.name, pattern)]
@@ -222,31 +282,46 @@ class Adapters:
         shared = await flight.wait()
         return shared.share()
 
-    def _take_off(self, record: Record, *, is_explicit: bool, share: str = "", percent: int = 100) -> Flight:
-        """Start reading.
-
-        share    a version beside the one that the name points to; it moves nothing
-        percent  of the requests that what is found gets; below 100 it becomes a version beside
-        """
-        if not share:
-            record.generation += 1
-        flight = Flight(
-            record.generation,
-            lambda it: self._load(record, it, percent),
-            lambda it: self._land(record, it),
-            is_explicit=is_explicit,
-            digest=share,
+    def _take_off(self, record: Record, share: str = "") -> Flight:
+        """Bring what a name points to, or a version beside; it moves no name but one that points to nothing."""
+        return self._start(
+            record,
+            share,
+            Flight(
+                record.generation,
+                lambda it: self._load(record, it),
+                lambda it: self._land(record, share, it),
+                is_explicit=False,
+                digest=share,
+            ),
         )
-        self._flights[record.name, share] = flight
+
+    def _take_off_load(self, record: Record, percent: int = 100) -> Flight:
+        """Read the origin, and move the name to what is there, or have that beside for so many percent."""
+        record.generation += 1
+        return self._start(
+            record,
+            LOAD,
+            Flight(
+                record.generation,
+                lambda it: self._load(record, it),
+                lambda it: self._land(record, LOAD, it),
+                is_explicit=True,
+                percent=percent,
+            ),
+        )
+
+    def _start(self, record: Record, kind: str, flight: Flight) -> Flight:
+        self._flights[record.name, kind] = flight
         self._all_flights.add(flight)
         return flight
 
-    def _land(self, record: Record, flight: Flight) -> None:
+    def _land(self, record: Record, kind: str, flight: Flight) -> None:
         self._all_flights.discard(flight)
-        if self._flights.get((record.name, flight.digest)) is flight:
-            del self._flights[record.name, flight.digest]
+        if self._flights.get((record.name, kind)) is flight:
+            del self._flights[record.name, kind]
 
-    async def _load(self, record: Record, flight: Flight, percent: int) -> HostLease:
+    async def _load(self, record: Record, flight: Flight) -> HostLease:
         """Take an adapter into the host tier and move the name to it."""
         started, outcome = time.monotonic(), "CANCELLED"
         try:
@@ -255,14 +330,20 @@ class Adapters:
             outcome = "ok"
         except AdapterdError as error:
             outcome = error.reason
-            if flight.generation > record.served:
+            if not flight.is_overtaken(record.served):
                 record.error = error.message
             raise
         finally:
             self._metrics.load_done(Tier.HOST, time.monotonic() - started, outcome)
-        assert lease.adapter is not None
-        if not flight.digest:
-            self._move(record, lease.adapter, flight, percent)
+        try:
+            assert lease.adapter is not None
+            if flight.digest and flight.digest not in self._history.known:
+                self._discard(flight.digest)
+            elif not flight.digest:
+                self._move(record, lease.adapter, flight)
+        except BaseException:
+            lease.release()
+            raise
         return lease
 
     async def _prove(self, lease: HostLease) -> None:
@@ -273,23 +354,39 @@ class Adapters:
             await self._check(lease.adapter)
         except BaseException:
             lease.release()
-            self._forget(lease.adapter.digest)
+            self._discard(lease.adapter.digest)
             raise
 
-    def _move(self, record: Record, adapter: Adapter, flight: Flight, percent: int) -> None:
+    def _move(self, record: Record, adapter: Adapter, flight: Flight) -> None:
         """Point a name to what was loaded, unless something newer is there; then nobody will find it again."""
-        if flight.generation <= record.served:
-            self._forget(adapter.digest)
+        has_gone = self._registry.find(record.name) is not record
+        has_moved = not flight.is_explicit and record.digest not in ("", adapter.digest)
+        if has_gone or has_moved or flight.is_overtaken(record.served):
+            self._discard(adapter.digest)
             return
-        record.served = flight.generation
+        num_kept = self._config.kept_versions if self._disk is not None else 0
+        is_beside = flight.percent < 100 and record.digest != adapter.digest
+        if is_beside:
+            self._check_kept(adapter)
+            wanted = versions.shared(record, adapter.digest, flight.percent, num_kept)
+        else:
+            self._describe(record, adapter)
+            wanted = versions.moved(record, adapter.digest, num_kept)
+        if flight.is_explicit:
+            record.served = flight.generation
         record.stamp = flight.stamp or record.stamp
         record.loaded_at, record.error = time.time(), ""
-        num_kept = self._config.kept_versions if self._disk is not None else 0
-        if percent < 100 and record.digest not in ("", adapter.digest):
-            self._point(record, versions.shared(record, adapter.digest, percent, num_kept))
-            return
-        self._describe(record, adapter)
-        self._point(record, versions.moved(record, adapter.digest, num_kept))
+        self._point(record, wanted)
+
+    def _check_kept(self, adapter: Adapter) -> None:
+        """Raises Overloaded for a version that the next eviction would lose."""
+        if self._disk is None or adapter.digest not in self._disk:
+            self._discard(adapter.digest)
+            raise Overloaded(
+                f"disk_bytes {self._config.disk_bytes} has no room for another version, {adapter.size_bytes} bytes;"
+                " raise it, or unload some adapters",
+                retry_after_s=5.0,
+            )
 
     def _describe(self, record: Record, adapter: Adapter) -> None:
         """What is known of a name is of the adapter that it points to."""
@@ -306,28 +403,24 @@ class Adapters:
         record.history = wanted.history
         self._update_pins(changed)
         self._note_versions(record)
-        kept = self._keep()
         for digest in changed | dropped:
-            self._forget(digest)
-            if self._disk is not None and digest not in kept and not self._registry.is_aliased(digest):
-                self._disk.remove(digest)
+            self._discard(digest)
         if self._index is not None:
             self._index.note(record)
 
     def _note_versions(self, record: Record) -> None:
-        if not record.shares:
-            self._metrics.versions_gone(record.name)
-        if record.shares or record.history:
-            self._versioned.add(record.name)
+        if record.shares:
+            self._metrics.versions_begun(record.name)
         else:
-            self._versioned.discard(record.name)
+            self._metrics.versions_gone(record.name)
+        self._history.note(record)
 
-    def _keep(self) -> set[str]:
-        """Tell the disk tier what no origin may have any more; give every version that is known."""
-        records = [self._registry.get(name) for name in self._versioned]
-        if self._disk is not None:
-            self._disk.keep({digest for record in records for digest in record.digests})
-        return {digest for record in records for digest in (*record.digests, *record.history)}
+    def _discard(self, digest: str) -> None:
+        """What no name points to goes from memory, and from disk unless a name can go back to it."""
+        if not self._registry.is_aliased(digest):
+            self._forget(digest)
+            if self._disk is not None and digest not in self._history.known:
+                self._disk.remove(digest)
 
     def _update_pins(self, digests: Iterable[str]) -> None:
         for digest in digests:
@@ -350,8 +443,7 @@ class Adapters:
         limit_s = self._config.load_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                known = self._registry.get(name).source if name in self._registry else None
-                return await self._origin.find(name, known)
+                return await self._origin.find(name)
         except TimeoutError:
             raise Unavailable(f"load_timeout_s {limit_s:g} went by looking for {name!r}; try again later") from None
 
@@ -360,22 +452,53 @@ class Adapters:
 
         percent   of the requests that it gets; below 100 the name stays, and what is there becomes a version beside
         Registers the name if its folder is new. Raises as `ready` does; then the name still points where it did.
+        InvalidInput where there is nothing to share the requests with.
         """
         self._check_percent(percent)
         if name == BASE:
             raise InvalidInput(f"{BASE!r} is the base model itself and always loaded")
+        self._loads[name] += 1
+        try:
+            return await (self._load_beside(name, percent) if percent < 100 else self._load_in_place(name))
+        finally:
+            self._loads -= Counter([name])  # keeps no zeros
+
+    async def _load_in_place(self, name: str) -> tuple[AdapterStatus, str]:
+        record, flight = await self._loading(name, 100)
+        previous = record.digest
+        (await self._join(flight)).release()
+        return self._status(record), previous
+
+    async def _load_beside(self, name: str, percent: int) -> tuple[AdapterStatus, str]:
+        """Have what the name points to kept on disk first: its origin holds something else."""
+        record = self._registry.get(name)
+        previous = record.digest
+        if not previous:
+            raise InvalidInput(f"adapter {name!r} is not loaded, so no version can share its requests; load it first")
+        with self._history.hold(previous):
+            lease = self._host.acquire(previous)
+            with lease or await self._join(self._flights.get((name, "")) or self._flight_of(record)) as held:
+                assert held.adapter is not None
+                await self._loader.keep(held.adapter)
+                self._check_kept(held.adapter)
+            record, flight = await self._loading(name, percent)
+            (await self._join(flight)).release()
+        if self._index is not None:
+            await self._index.flush()
+        return self._status(record), previous
+
+    async def _loading(self, name: str, percent: int) -> tuple[Record, Flight]:
+        """A name and the read of its origin, which begins now unless one is about to."""
         if (source := await self._find(name)) is not None:
             self._registry.register(name, source)
         record = self._registry.get(name)
         if source is None:
             raise AdapterNotFound(f"adapter {name!r} is not in any adapter folder any more", adapter=name)
-        previous = record.digest
-        flight = self._flights.get((name, ""))
-        if flight is None or not flight.is_explicit or flight.has_begun or percent < 100:
+        flight = self._flights.get((name, LOAD))
+        if flight is None or flight.has_begun or flight.percent != percent:
             self._loader.forget_failure(name)
-            flight = self._take_off(record, is_explicit=True, percent=percent)
-        (await self._join(flight)).release()
-        return self._status(record), previous
+            flight = self._take_off_load(record, percent)
+        return record, flight
 
     async def unload(self, name: str) -> tuple[int, int, int]:
         """Give back what an adapter holds, once no request needs it; (host, device, disk) bytes that were freed.
@@ -385,13 +508,13 @@ class Adapters:
         """
         record = self._registry.get(name)
         digests, kept = record.digests, {*record.digests, *record.history}
-        if not kept:
-            return 0, 0, 0
         record.generation += 1  # a load under way serves who waits for it and no one else
         record.served = record.generation
         self._loader.forget_failure(name)
-        for key in [key for key in self._flights if key[0] == name]:
-            del self._flights[key]
+        for kind in ("", LOAD, *digests):
+            self._flights.pop((name, kind), None)
+        if not kept:
+            return 0, 0, 0
         self._unloading.update(digests)
         try:
             host_bytes = {digest: self._host.bytes_of(digest) for digest in digests}
@@ -419,10 +542,10 @@ class Adapters:
         record = self._registry.get(name)
         wanted = versions.split(record, asked, self._config.kept_versions)
         if wanted.digest != record.digest:
-            flight = self._take_off(record, is_explicit=False, share=wanted.digest)
-            with await self._join(flight) as lease:
-                assert lease.adapter is not None
-                wanted = versions.split(record, asked, self._config.kept_versions)  # something may have moved
+            with await self._join(self._take_off(record, wanted.digest)) as lease:
+                wanted = versions.split(record, asked, self._config.kept_versions)  # something may have moved meanwhile
+                if lease.adapter is None or lease.adapter.digest != wanted.digest:
+                    raise Unavailable(f"adapter {name!r} moved while its versions were divided; try again")
                 self._describe(record, lease.adapter)
                 self._point(record, wanted)
         else:
@@ -439,30 +562,55 @@ class Adapters:
         if not 0 <= percent <= 100:
             raise InvalidInput(f"percent {percent} is not between 0 and 100")
 
-    async def refresh(self, found: Mapping[str, Listed], gone: Sequence[str]) -> None:
-        """Take over what a look at the origins found: adapters that are new or were replaced, and those that left.
+    async def refresh(self, news: News) -> list[str]:
+        """Take over what a look at a place found: adapters that are new or were replaced, and those that left.
 
         A name that is loaded moves to what is there now as `load` moves it; others are read when they are asked for.
+        Gives names that could not be had now.
         """
-        for name in gone:
-            if name in self._registry:
-                await self.unload(name)
-                self._drop(name)
-        for name, listed in found.items():
-            record = self._registry.register(name, listed.source)
-            if record.digest and record.stamp != listed.stamp:
-                try:
-                    (await self._join(self._take_off(record, is_explicit=True))).release()
-                except AdapterdError as error:
-                    log.warning("adapter %s stays as it is: %s", name, error.message)
-        await self.on_change()
+        rank = self._origin.rank(news.place)
+        for name in news.gone:
+            record = self._registry.find(name)
+            if record is not None and record.source.place == news.place:
+                await self._leave(record)
+        failed = []
+        for name, listed in news.changed.items():
+            record = self._registry.find(name)
+            if record is None:
+                self._register(name, listed)
+            elif self._origin.rank(record.source.place) >= rank and not await self._take_over(record, listed):
+                failed.append(name)
+        if news.has_other_setups or any(isinstance(listed.source, FolderSource) for listed in news.changed.values()):
+            await self.on_change()
+        return failed
 
-    def _drop(self, name: str) -> None:
-        record = self._registry.get(name)
-        if not record.digests:  # nobody asked for it meanwhile
+    async def _leave(self, record: Record) -> None:
+        """An adapter is gone from the place that counted for it; another place may have one of that name."""
+        await self.unload(record.name)
+        try:
+            source = await self._find(record.name)
+        except AdapterdError:
+            source = None
+        if source is not None:
+            self._registry.register(record.name, source)
+        elif not record.digests:  # nobody asked for it meanwhile
             self._registry.remove(record)
             if self._index is not None:
-                self._index.forget(name)
+                self._index.forget(record.name)
+
+    async def _take_over(self, record: Record, listed: Listed) -> bool:
+        """Move a name to what its place holds now, if it is loaded; whether that is done with."""
+        self._registry.register(record.name, listed.source)
+        if not record.digest or record.stamp == listed.stamp:
+            return True
+        if self._loads[record.name]:
+            return False  # somebody is at it, and may want it beside what is there
+        try:
+            (await self._join(self._take_off_load(record))).release()
+        except AdapterdError as error:
+            log.warning("adapter %s stays as it is: %s", record.name, error.message)
+            return isinstance(error, AdapterRefused)
+        return True
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
         """Keep an adapter in host memory, and on the device from its first use on; loads it. Or let it go again.
@@ -479,6 +627,8 @@ class Adapters:
         finally:
             if lease is not None:
                 lease.release()
+        if self._index is not None:
+            await self._index.flush()
         return self._status(record)
 
     def _set_pin(self, record: Record, is_pinned: bool) -> None:
@@ -494,7 +644,7 @@ class Adapters:
             return [self._status(record) for record in records], total
         records, _ = self._registry.page(wanted.prefix, "", len(self._registry))
         fitting = [record for record in records if self._fits(record, wanted)]
-        return [self._status(record) for record in fitting if record.name > after][:limit], len(fitting)
+        return [self._status(record) for record in [own for own in fitting if own.name > after][:limit]], len(fitting)
 
     def _fits(self, record: Record, wanted: Wanted) -> bool:
         is_of_task = not wanted.task or record.task == wanted.task
@@ -502,7 +652,8 @@ class Adapters:
 
     def is_split(self, name: str) -> bool:
         """Whether several digests answer requests for a name."""
-        return name in self._versioned and bool(self._registry.get(name).shares)
+        record = self._registry.find(name)
+        return record is not None and bool(record.shares)
 
     def get(self, name: str) -> AdapterStatus:
         """Raises AdapterNotFound."""
@@ -539,7 +690,7 @@ class Adapters:
 
     def _versions(self, record: Record) -> tuple[VersionStatus, ...]:
         """Of a name that has several, the one that it points to first."""
-        if record.name not in self._versioned:
+        if not (record.shares or record.history):
             return ()
         percents = {
             record.digest: 100 - sum(record.shares.values()),
@@ -552,4 +703,6 @@ class Adapters:
         """AssertionError when the books of the host or the device do not balance."""
         self._host.check_integrity()
         self._residency.check_integrity()
+        if self._disk is not None and not self._all_flights:  # nothing is being written
+            self._disk.check_integrity()
         assert set(self._flights.values()) <= self._all_flights

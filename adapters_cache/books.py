@@ -131,6 +131,9 @@ class Books:
         self._num_queued += 1
         entry.queued = self._num_queued
         heapq.heappush(self._order, (entry.place, entry.queued, entry.adapter.digest))
+
+    def _tidy(self) -> None:
+        """Drop what is left over of entries that went."""
         if len(self._order) > 2 * len(self._entries) + MAX_LEFT_OVER:
             self._order = [(own.place, own.queued, digest) for digest, own in self._entries.items()]
             heapq.heapify(self._order)
@@ -152,6 +155,7 @@ class Books:
         assert entry.adapter.digest not in self._entries and self.used_bytes + entry.size_bytes <= self.budget_bytes
         self._entries[entry.adapter.digest] = entry
         self._queue(entry)
+        self._tidy()
         self.used_bytes += entry.size_bytes
         self._report()
 

@@ -57,6 +57,7 @@ class Compositions:
         self._fusions: dict[str, FusionFacts] = {}
         self._fusion_names: dict[str, str] = {}  # own and registered name -> registered name
         self._named: dict[str, Named] = {}
+        self._from_folders: set[str] = set()  # of these, the ones that are saved setups
 
     async def start(self) -> None:
         """Find what the folders hold besides adapters, and read the configured compositions. After `Adapters.start`.
@@ -73,11 +74,15 @@ class Compositions:
         catalog = await asyncio.to_thread(scan, self._config.adapters)
         for name, source in catalog.members.items():
             self._adapters.register(name, source)
+        self._fusions, self._fusion_names = {}, {}
         for name, facts in catalog.fusions.items():
             self._add_fusion(name, facts)
+        for name in self._from_folders:
+            del self._named[name]
+        self._from_folders = set()
         for name, named in catalog.named.items():
-            if name not in self._named:
-                self._add_named(name, named)
+            self._add_named(name, named)
+            self._from_folders.add(name)
 
     def _add_fusion(self, name: str, facts: FusionFacts) -> None:
         if is_name(name):

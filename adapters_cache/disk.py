@@ -1,7 +1,7 @@
 """The disk tier: lowered adapters as checksummed safetensors, ready to be copied into memory.
 
-<folder>/adapters/<digest>.<dtype>.safetensors    one tensor, `weights`; what it means lies in the file's metadata
-<folder>/adapters/*.partial                       being written; whatever lies there at start was left by a kill
+<folder>/converted/<digest>.<dtype>.safetensors   one tensor, `weights`; what it means lies in the file's metadata
+<folder>/converted/<hex>.partial                  being written; what lies there at start was left by a kill
 <folder>/lock                                     one process at a time
 
 A file appears when all of it is on the disk, and is verified whenever it is read: what does not hold is removed and
@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -31,12 +32,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adapters_cache import spec_json
+from adapters_cache.lowering import VERSION as LOWERING
 from server.core import Adapter, Manifest, Tier
 from server.errors import InvalidInput
 from server.memory import pages
 from server.metrics import Metrics
 
-ADAPTERS, LOCK, SUFFIX, PARTIAL = "adapters", "lock", ".safetensors", ".partial"
+CONVERTED, LOCK, SUFFIX, PARTIAL = "converted", "lock", ".safetensors", ".partial"
+OWN = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+\.safetensors|[0-9a-f]{32}\.partial")
+SCHEMA = f"{spec_json.SCHEMA}.{LOWERING}"
 WEIGHTS = "weights"
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class DiskTier:
         """Raises InvalidInput where the folder cannot be had."""
         self.budget_bytes = budget_bytes
         self._dtype, self._metrics, self._pin_memory = dtype, metrics, pin_memory
-        self._folder = folder / ADAPTERS
+        self._folder = folder / CONVERTED
         self._mutex = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()  # by digest, least recently used first
         self._used_bytes = 0
@@ -63,8 +67,9 @@ class DiskTier:
         os.close(self._lock)
 
     def keep(self, digests: Collection[str]) -> None:
-        """Have these, and no others, survive eviction."""
+        """Have these, and no others, survive eviction; the collection may change later. Then go below the budget."""
         self._kept = digests
+        self._reserve(0)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._sizes
@@ -88,8 +93,10 @@ class DiskTier:
         try:
             adapter = self._read(path, digest)
         except (OSError, ValueError, SafetensorError) as error:
-            log.warning("%s is read from its origin again: %s", path.name, error)
-            self.remove(digest)
+            log.warning("%s cannot be read: %s", path.name, error)
+            # what another look may find whole, after too many open files say, stays
+            if isinstance(error, (FileNotFoundError, ValueError, SafetensorError)):
+                self.remove(digest)
             self._metrics.cache_miss(Tier.DISK)
             return None
         with self._mutex, suppress(KeyError):
@@ -114,9 +121,9 @@ class DiskTier:
             self._metrics.load_done(Tier.DISK, time.monotonic() - started, "UNAVAILABLE")
             return False
         with self._mutex:
-            is_twin = adapter.digest in self._sizes  # of another name, written meanwhile: the very same file
+            before = self._sizes.get(adapter.digest, 0)  # of another name with the same digest, written meanwhile
             self._sizes[adapter.digest] = len(content)
-        self._settle(-len(content) if is_twin else 0)
+        self._settle(-before)
         self._metrics.load_done(Tier.DISK, time.monotonic() - started, "ok")
         return True
 
@@ -133,7 +140,7 @@ class DiskTier:
     def check_integrity(self) -> None:
         """AssertionError when the books and the folder disagree. While nothing is written."""
         with self._mutex:
-            found = {path.name: path.stat().st_size for path in self._folder.iterdir()}
+            found = {path.name: path.stat().st_size for path in self._folder.iterdir() if OWN.fullmatch(path.name)}
             assert found == {self._path(digest).name: size for digest, size in self._sizes.items()}
             assert self._used_bytes == sum(self._sizes.values()) <= self.budget_bytes
 
@@ -170,9 +177,10 @@ class DiskTier:
 
     def _read(self, path: Path, digest: str) -> Adapter:
         """Raises ValueError for what is not, or no longer, what was written."""
+        path.open("rb").close()  # tells what the system refuses from what the file holds
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
-            if facts.get("schema") != spec_json.SCHEMA:
+            if facts.get("schema") != SCHEMA:
                 raise ValueError("it was written by another version")
             mapped = file.get_tensor(WEIGHTS)
             if mapped.dtype is not self._dtype:
@@ -191,6 +199,8 @@ class DiskTier:
         found = []
         ending = f".{_name(self._dtype)}{SUFFIX}"
         for entry in os.scandir(self._folder):
+            if not OWN.fullmatch(entry.name):
+                continue
             if entry.name.endswith(ending):
                 stat = entry.stat()
                 found.append((stat.st_mtime, entry.name.removesuffix(ending), stat.st_size))
@@ -199,7 +209,6 @@ class DiskTier:
         for _, digest, size_bytes in sorted(found):
             self._sizes[digest] = size_bytes
             self._used_bytes += size_bytes
-        self._reserve(0)
         self._report()
 
     def _path(self, digest: str) -> Path:
@@ -225,6 +234,9 @@ def write_whole(path: Path, content: bytes) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError:
+        path.unlink(missing_ok=True)  # nobody can tell whether it will be there
+        raise
     finally:
         os.close(folder)
 
@@ -232,7 +244,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def _packed(adapter: Adapter) -> bytes:
     spec, manifest = spec_json.dumps(adapter.spec), json.dumps(asdict(adapter.manifest))
     facts = {
-        "schema": spec_json.SCHEMA,
+        "schema": SCHEMA,
         "spec": spec,
         "manifest": manifest,
         "sha256": _checksum(spec, manifest, adapter.weights),
@@ -257,7 +269,7 @@ def _name(dtype: torch.dtype) -> str:
 def _locked(folder: Path) -> int:
     """A descriptor that holds the folder for this process; the system lets go of it when the process ends."""
     try:
-        (folder / ADAPTERS).mkdir(parents=True, exist_ok=True)
+        (folder / CONVERTED).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise InvalidInput(f"disk_path {folder.name!r} cannot be written: {error.strerror}") from error

@@ -16,9 +16,9 @@ MAX_BACK_OFF_S = 60.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failure:
-    """Why an adapter was refused, the state of its source then, and the time."""
+    """Why an adapter was refused, the stamp of its source then, and the time."""
 
-    state: str
+    stamp: str
     error: AdapterRefused
     at: float
 
@@ -46,9 +46,9 @@ class Failures:
             return None
         return failure
 
-    def remember(self, name: str, state: str, error: AdapterRefused) -> None:
+    def remember(self, name: str, stamp: str, error: AdapterRefused) -> None:
         # a copy: the error itself has a traceback, whose frames hold the tensors that were read
-        self._by_name[name] = Failure(state, again(error), self._clock())
+        self._by_name[name] = Failure(stamp, again(error), self._clock())
 
     def back_off(self, name: str) -> None:
         """Leave the origin of a name alone for a second, and for twice as long each time it is silent again."""
@@ -61,8 +61,8 @@ class Failures:
         silence = self._silent.get(name)
         if silence is not None and (left := silence.until - self._clock()) > 0:
             raise Unavailable(
-                f"adapter {name!r} took longer to load than load_timeout_s {silence.count} times; it is tried again in"
-                f" {left:.1f} s",
+                f"adapter {name!r} could not be had within load_timeout_s from its origin, {silence.count} times in a"
+                f" row; it is tried again in {left:.1f} s",
                 retry_after_s=left,
             )
 

@@ -16,7 +16,9 @@ class Flight:
     generation   of the name when the load was asked for
     is_explicit  asked for by Load, which moves the name to whatever is there
     digest       the version that is asked for, where it is not the one that the name points to
+    percent      of the requests that what is found gets; below 100 it becomes a version beside
     has_begun    somebody has looked at the origin: what changes from now on may be missed
+    is_reading   the origin is being read
     stamp        of the origin then
     """
 
@@ -28,9 +30,12 @@ class Flight:
         *,
         is_explicit: bool,
         digest: str = "",
+        percent: int = 100,
     ) -> None:
         self.generation = generation
         self.digest = digest
+        self.percent = percent
+        self.is_reading = False
         self.stamp = ""
         self.is_explicit = is_explicit
         self.has_begun = False
@@ -41,7 +46,11 @@ class Flight:
 
     def begin(self) -> None:
         """From any thread."""
-        self.has_begun = True
+        self.has_begun = self.is_reading = True
+
+    def is_overtaken(self, served: int) -> bool:
+        """Whether something newer has moved the name; `served` is the generation of what it points to."""
+        return self.generation <= served if self.is_explicit else self.generation < served
 
     async def wait(self) -> HostLease:
         """Wait for the load; the lease is the flight's own and lasts until the caller next gives up control.

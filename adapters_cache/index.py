@@ -10,17 +10,20 @@ import asyncio
 import json
 import logging
 import sqlite3
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from adapters_cache.registry import Record
 from server.core import Manifest, Tier
-from server.errors import InvalidInput
+from server.errors import InvalidInput, Unavailable
 
 FILE = "index.db"
 DELAY_S = 0.2  # how long changes are gathered
+RETRY_S = 5.0  # after a write that failed
 VERSION = "1"
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class Index:
         self._thread = ThreadPoolExecutor(1, "index")
         self._dirty: dict[str, str | None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
         self._facts = {"version": VERSION, "base": base_fingerprint}
 
     async def load(self) -> dict[str, dict[str, Any]]:
@@ -55,15 +59,22 @@ class Index:
         self._schedule()
 
     async def flush(self) -> None:
-        """Return when everything noted so far is on disk."""
+        """Return when everything noted so far is on disk. Raises Unavailable where that fails; it is tried again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         changes, self._dirty = self._dirty, {}
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, changes)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._write, changes)
+        except sqlite3.Error as error:
+            self._dirty = {**changes, **self._dirty}
+            raise Unavailable(
+                f"the index cannot be written: {error}; what was asked for may not outlive a restart"
+            ) from error
 
     async def close(self) -> None:
-        await self.flush()
+        with suppress(Unavailable):
+            await self.flush()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
@@ -73,14 +84,22 @@ class Index:
 
     def _begin(self) -> None:
         self._timer = None
-        changes, self._dirty = self._dirty, {}
-        self._thread.submit(self._write, changes)
+        self._task = asyncio.create_task(self._flush_or_try_again())
+
+    async def _flush_or_try_again(self) -> None:
+        try:
+            await self.flush()
+        except Unavailable as error:
+            log.error("%s", error.message)
+            self._timer = asyncio.get_running_loop().call_later(RETRY_S, self._begin)
 
     # in the thread
 
     def _load(self) -> dict[str, dict[str, Any]]:
         try:
             return self._opened()
+        except sqlite3.OperationalError as error:  # locked, full, unreadable: nothing is wrong with what it holds
+            raise InvalidInput(f"the index in {self._path.parent.name!r} cannot be opened: {error}") from error
         except sqlite3.DatabaseError as error:
             log.warning("the index is begun anew: %s", error)
             for path in self._path.parent.glob(f"{FILE}*"):
@@ -88,12 +107,9 @@ class Index:
             return self._opened()
 
     def _opened(self) -> dict[str, dict[str, Any]]:
-        try:
-            self._database = sqlite3.connect(self._path, isolation_level=None)
-        except sqlite3.OperationalError as error:
-            raise InvalidInput(f"the index in {self._path.parent.name!r} cannot be opened: {error}") from error
+        self._database = sqlite3.connect(self._path, isolation_level=None)
         self._database.execute("pragma journal_mode=wal")
-        self._database.execute("pragma synchronous=normal")
+        self._database.execute("pragma synchronous=full")
         self._database.executescript(TABLES)
         if dict(self._database.execute("select key, value from facts")) != self._facts:
             with self._transaction():
@@ -107,12 +123,9 @@ class Index:
             return
         kept = [(name, row) for name, row in changes.items() if row is not None]
         gone = [(name,) for name, row in changes.items() if row is None]
-        try:
-            with self._transaction():
-                self._database.executemany("insert or replace into adapters values (?, ?)", kept)
-                self._database.executemany("delete from adapters where name = ?", gone)
-        except sqlite3.Error as error:
-            log.error("the index is not written: %s", error)
+        with self._transaction():
+            self._database.executemany("insert or replace into adapters values (?, ?)", kept)
+            self._database.executemany("delete from adapters where name = ?", gone)
 
     def _transaction(self) -> Any:
         return _Transaction(self._database)
@@ -134,6 +147,7 @@ class _Transaction:
 
 def _row(record: Record) -> dict[str, Any]:
     return {
+        "place": record.source.place,
         "digest": record.digest,
         "shares": dict(record.shares),
         "history": record.history,
@@ -149,12 +163,21 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def restore(record: Record, row: dict[str, Any]) -> None:
-    """Give a record what was known of it, but for where its name points."""
+def restore(record: Record, row: Mapping[str, Any], stamp: str) -> tuple[str, Mapping[str, int]]:
+    """Give a record what was known of it; the digest and the shares that its name is to point to.
+
+    stamp   of its source now: if that is another one, the name points to nothing, and can go back to what it pointed to
+    """
+    record.is_pinned = row["is_pinned"]
     record.history = tuple(row["history"])
-    record.stamp = row["stamp"]
+    record.last_used_at = row["last_used_at"]
+    if row["stamp"] != stamp:
+        known = (row["digest"], *row["shares"], *row["history"])
+        record.history = tuple(dict.fromkeys(filter(None, known))) if len(known) > 1 else ()
+        return "", {}
+    record.stamp = stamp
     record.manifest = Manifest(**row["manifest"]) if row["manifest"] else None
     record.sizes = {Tier(tier): size for tier, size in row["sizes"].items()}
     record.task, record.labels, record.heads = row["task"], tuple(row["labels"]), tuple(row["heads"])
-    record.is_pinned = row["is_pinned"]
-    record.loaded_at, record.last_used_at = row["loaded_at"], row["last_used_at"]
+    record.loaded_at = row["loaded_at"]
+    return row["digest"], row["shares"]

@@ -60,7 +60,8 @@ class Loader:
             async with asyncio.timeout(self._timeout_s):
                 return await self._host.put(await self._read(record, flight))
         except TimeoutError:
-            self._failures.back_off(record.name)
+            if flight.is_reading:  # others only waited for their turn, or for room
+                self._failures.back_off(record.name)
             raise Unavailable(
                 f"adapter {record.name!r} took longer to load than load_timeout_s {self._timeout_s:g}; try again later"
             ) from None
@@ -79,6 +80,8 @@ class Loader:
             wanted = flight.digest or record.digest
             if wanted and (adapter := await self._from_disk(wanted)) is not None:
                 return replace(adapter, manifest=replace(adapter.manifest, name=record.name))
+            if flight.digest and self._disk is not None and flight.digest in self._disk:
+                raise Unavailable(f"version {wanted[:DIGEST_CHARS]} of {record.name!r} cannot be read; try again later")
             if flight.digest:
                 raise AdapterChanged(
                     f"adapter {record.name!r} has no version {wanted[:DIGEST_CHARS]} on disk any more; call Split with"
@@ -87,17 +90,31 @@ class Loader:
                 )
             self._failures.check(record.name)
         known = None if flight.is_explicit else self._failures.find(record.name)
-        reading = await self._origin.read(record.source, record.name, self._build, known=known, on_begin=flight.begin)
+        try:
+            reading = await self._origin.read(
+                record.source, record.name, self._build, known=known, on_begin=flight.begin
+            )
+        except Unavailable:
+            self._failures.back_off(record.name)
+            raise
+        flight.is_reading = False
         if known is not None and reading.found is known.error:
             raise again(known.error)
         flight.stamp = reading.stamp
         try:
             adapter = self._accept(reading.found, record, flight)
         except AdapterRefused as error:
-            self._failures.remember(record.name, reading.state, error)
+            self._failures.remember(record.name, reading.stamp, error)
             raise
         self._failures.forget(record.name)
+        await self.keep(adapter)
         return adapter
+
+    async def keep(self, adapter: Adapter) -> bool:
+        """Put an adapter on disk; whether it is there now."""
+        if self._disk is None:
+            return False
+        return await self._disk_workers.run(adapter.digest, self._disk.put, adapter)
 
     async def _from_disk(self, digest: str) -> Adapter | None:
         if self._disk is None or digest not in self._disk:
@@ -106,10 +123,7 @@ class Loader:
 
     def _build(self, checkpoint: Checkpoint) -> Adapter:
         """In a worker thread."""
-        adapter = build_adapter(checkpoint, self._base, self._dtype, self._weights, pin_memory=self._pin_memory)
-        if self._disk is not None:
-            self._disk.put(adapter)
-        return adapter
+        return build_adapter(checkpoint, self._base, self._dtype, self._weights, pin_memory=self._pin_memory)
 
     def _accept(self, found: Adapter | AdapterRefused, record: Record, flight: Flight) -> Adapter:
         """Raises AdapterRefused unless this can be served, under this name."""
@@ -118,8 +132,8 @@ class Loader:
         self._host.check_size(found)
         self._residency.check_size(found)
         # a read that something newer has overtaken moves no name: it serves those who waited for it
-        is_moving = flight.generation > record.served
-        if is_moving and not flight.is_explicit and record.digest and found.digest != record.digest:
+        is_moving = not (flight.is_explicit or flight.is_overtaken(record.served))
+        if is_moving and record.digest and found.digest != record.digest:
             raise AdapterChanged(
                 f"adapter {record.name!r} changed at its origin since {record.digest[:DIGEST_CHARS]}; call Load to"
                 " move the name to what is there now, or put the old files back",

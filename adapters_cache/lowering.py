@@ -23,6 +23,8 @@ from server.core import BaseInfo
 from server.errors import WrongBase
 from server.primitives import AdapterSpec
 
+VERSION = "1"  # of what lowering gives: raise it when the same checkpoint is lowered to other numbers, or differently
+
 METHODS: Mapping[str | None, Callable[[Mapping[str, Any], Draft], None]] = {
     None: lower_bottleneck,
     "lora": lower_lora,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -23,16 +23,15 @@ from server.errors import AdapterNotFound, AdapterRefused, InvalidInput
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-HUB, FOLDERS = "hub:", "folders"
+HUB = "hub:"
 LISTED = 100_000  # adapters of a registry
 
 
 @dataclass(frozen=True, slots=True)
 class Reading(Generic[T]):
-    """What a source held, or why it is refused; `stamp` and `state` are the source's as they were before."""
+    """What a source held, or why it is refused; `stamp` is the source's as it was before."""
 
     stamp: str
-    state: str
     found: T | AdapterRefused
 
 
@@ -44,8 +43,19 @@ class Listed:
     stamp: str
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a place holds. `setups`: saved compositions, by name, with what tells one content from another."""
+
+    adapters: Mapping[str, Listed] = field(default_factory=dict)
+    setups: Mapping[str, str] = field(default_factory=dict)
+
+
 class Origin:
-    """Adapters by name; of two with one name the earlier place's counts, folders before registries."""
+    """Adapters by name; of two with one name the earlier place's counts, folders before registries.
+
+    places   folders and addresses of registries, in that order
+    """
 
     def __init__(
         self,
@@ -57,36 +67,42 @@ class Origin:
         load_timeout_s: float,
     ) -> None:
         """Raises InvalidInput for a registry that cannot be."""
-        self._folders = tuple(folders)
+        self._folders = {str(folder): folder for folder in folders}
         self._registries = {address: _opened(address) for address in registries}
+        self.places = (*self._folders, *self._registries)
         self._max_bytes, self._num_threads = max_adapter_bytes, max_concurrent_loads
         # a file that hangs its reader is told to be that file's fault, before the load is given up
         self._pickle_timeout_s = load_timeout_s / 2
         self._workers: dict[str, Workers] = {}
 
-    async def scan(self) -> dict[str, Listed]:
-        """Give every adapter in the folders. Raises OSError."""
-        return await self._at(FOLDERS).run("", self._scan)
+    def is_folder(self, place: str) -> bool:
+        return place in self._folders
 
-    async def scan_registry(self, address: str) -> dict[str, Listed]:
-        """Give every adapter of one registry. Raises AdapterdError."""
-        return await self._at(address).run("", self._listed, address)
+    def rank(self, place: str) -> int:
+        """The lower one counts of two with one name; what lies inside of an adapter's folder comes first."""
+        return self.places.index(place) if place in self.places else -1
 
-    @property
-    def registries(self) -> Sequence[str]:
-        return tuple(self._registries)
+    async def scan(self, place: str) -> Listing:
+        """Give what a place holds. Raises OSError, AdapterdError."""
+        look = self._scan_folder if place in self._folders else self._scan_registry
+        return await self._at(place).run("", look, place)
 
-    async def find(self, name: str, known: Source | None = None) -> Source | None:
+    def known_source(self, place: str, name: str, stamp: str) -> Source | None:
+        """The source of an adapter that a registry listed in a former life; None for any other place."""
+        registry = self._registries.get(place)
+        return RegistrySource(registry, place, _full(place, name), stamp) if registry is not None else None
+
+    async def find(self, name: str) -> Source | None:
         """Give the source of one adapter. Names that cannot be adapters are not looked for.
 
-        known   where it lay so far; a look at it waits for a read that is under way there
+        A look waits for a read of that name that is under way there. Raises AdapterdError if a place does not answer.
         """
         if not is_name(name):
             return None
-        if (found := await self._at(known.place if known else FOLDERS).run(name, self._find, name)) is not None:
-            return found
-        for address in self._registries:
-            if (found := await self._at(address).run(name, self._find_there, address, name)) is not None:
+        for place in self.places:
+            look = self._find if place in self._folders else self._find_there
+            where = self._folders.get(place, place)
+            if (found := await self._at(place).run(name, look, where, name)) is not None:
                 return found
         return None
 
@@ -115,45 +131,48 @@ class Origin:
             self._workers[place] = Workers(f"origin {Path(place).name!r}", self._num_threads)
         return self._workers[place]
 
-    def _scan(self) -> dict[str, Listed]:
-        found: dict[str, Listed] = {}
-        for folder in self._folders:
-            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                path = Path(entry.path)
-                if entry.name.startswith(".") or not is_adapter(path):
-                    continue
-                if not is_name(entry.name):
-                    log.warning("adapter folder %r is left out: it cannot be an adapter's name", entry.name)
-                elif entry.name in found:
-                    log.warning("adapter %r is in two folders; the first one counts", entry.name)
-                else:
-                    found[entry.name] = Listed(FolderSource(path), str(entry.stat().st_mtime_ns))
-        return found
+    # in worker threads
 
-    def _listed(self, address: str) -> dict[str, Listed]:
-        registry = self._registries[address]
-        found: dict[str, Listed] = {}
-        filters = {"author": address.removeprefix(HUB), "limit": LISTED} if address.startswith(HUB) else {}
+    def _scan_folder(self, place: str) -> Listing:
+        adapters: dict[str, Listed] = {}
+        setups: dict[str, str] = {}
+        for entry in sorted(os.scandir(self._folders[place]), key=lambda entry: entry.name):
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                continue
+            if is_setup(path):
+                setups[entry.name] = FolderSource(path).stamp()
+            elif not is_adapter(path):
+                continue
+            elif not is_name(entry.name):
+                log.warning("adapter folder %r is left out: it cannot be an adapter's name", entry.name)
+            else:
+                source = FolderSource(path)
+                adapters[entry.name] = Listed(source, source.stamp())
+        return Listing(adapters, setups)
+
+    def _scan_registry(self, place: str) -> Listing:
+        registry, found = self._registries[place], dict[str, Listed]()
+        filters = {"author": place.removeprefix(HUB), "limit": LISTED} if place.startswith(HUB) else {}
         for artefact in registry.search(**filters):
             name = artefact.name.rpartition("/")[2]
             if is_name(name):
-                source = RegistrySource(registry, address, artefact.name, artefact.revision)
+                source = RegistrySource(registry, place, artefact.name, artefact.revision)
                 found.setdefault(name, Listed(source, artefact.revision))
-        return found
+        return Listing(found)
 
-    def _find(self, name: str) -> Source | None:
-        found = (folder / name for folder in self._folders if is_adapter(folder / name))
-        path = next((path for path in found if "/" not in name or is_setup(path.parent)), None)
-        return FolderSource(path) if path is not None else None
+    def _find(self, folder: Path, name: str) -> Source | None:
+        path = folder / name
+        is_there = is_adapter(path) and ("/" not in name or is_setup(path.parent))
+        return FolderSource(path) if is_there else None
 
-    def _find_there(self, address: str, name: str) -> Source | None:
-        registry = self._registries[address]
-        full = f"{address.removeprefix(HUB)}/{name}" if address.startswith(HUB) else name
+    def _find_there(self, place: str, name: str) -> Source | None:
+        registry, full = self._registries[place], _full(place, name)
         try:
             artefact = registry.find(full)
         except (AdapterNotFound, InvalidInput):
             return None
-        return RegistrySource(registry, address, full, artefact.revision)
+        return RegistrySource(registry, place, full, artefact.revision)
 
     def _read(
         self,
@@ -164,17 +183,22 @@ class Origin:
         on_begin: Callable[[], None],
     ) -> Reading[T]:
         on_begin()
-        stamp, state = source.stamp(), source.state()
-        if known is not None and known.state == state:
-            return Reading(stamp, state, known.error)
+        stamp = source.stamp()
+        if known is not None and known.stamp == stamp:
+            return Reading(stamp, known.error)
         try:
             with source.opened() as folder:
                 checkpoint = read_checkpoint(
                     folder, name=name, max_bytes=self._max_bytes, pickle_timeout_s=self._pickle_timeout_s
                 )
-                return Reading(stamp, state, build(checkpoint))
+                return Reading(stamp, build(checkpoint))
         except AdapterRefused as error:
-            return Reading(stamp, state, error)
+            return Reading(stamp, error)
+
+
+def _full(place: str, name: str) -> str:
+    """The name that a registry knows an adapter by."""
+    return f"{place.removeprefix(HUB)}/{name}" if place.startswith(HUB) else name
 
 
 def _opened(address: str) -> Registry:

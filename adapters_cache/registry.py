@@ -99,6 +99,9 @@ class Registry:
         record.source = source
         return record
 
+    def find(self, name: str) -> Record | None:
+        return self._records.get(name)
+
     def get(self, name: str) -> Record:
         """Raises AdapterNotFound."""
         try:

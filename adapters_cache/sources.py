@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -26,9 +28,6 @@ class Source(Protocol):
     def place(self) -> str: ...
 
     def stamp(self) -> str:
-        """Changes when the adapter is replaced as a whole, and is cheap; empty where there is none."""
-
-    def state(self) -> str:
         """Tells one content from another without reading it; empty where there is none."""
 
     def opened(self) -> AbstractContextManager[Path]:
@@ -44,19 +43,12 @@ class FolderSource:
         return str(self.path.parent)
 
     def stamp(self) -> str:
-        """The folder's own time: files that come, go or are renamed into place move it, writing into one does not."""
+        """Of name, size and time of every file."""
         try:
-            return str(self.path.stat().st_mtime_ns)
+            files = [(entry.name, (stat := entry.stat()).st_size, stat.st_mtime_ns) for entry in os.scandir(self.path)]
         except OSError:
             return ""
-
-    def state(self) -> str:
-        """Name, size and time of every file."""
-        try:
-            files = sorted(self.path.iterdir())
-            return json.dumps([(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files])
-        except OSError:
-            return ""
+        return hashlib.blake2b(json.dumps(sorted(files)).encode(), digest_size=12).hexdigest()
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
@@ -77,9 +69,6 @@ class RegistrySource:
         return self.address
 
     def stamp(self) -> str:
-        return self.revision
-
-    def state(self) -> str:
         return self.revision
 
     @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from adapters_cache.registry import Record
 from server.errors import InvalidInput
 
+NONE: Counter[str] = Counter()
 LEAST_CHARS = 8  # of a digest that is abbreviated
 
 
@@ -49,6 +52,43 @@ def split(record: Record, asked: Mapping[str, int], num_kept: int) -> Versions:
     digest = record.digest if percents[record.digest] else largest
     shares = {other: percent for other, percent in percents.items() if percent and other != digest}
     return Versions(digest, shares, _history(record, {digest, *shares}, num_kept))
+
+
+class History:
+    """Digests of all names that have several: those that answer requests, and those that a name can go back to too."""
+
+    def __init__(self) -> None:
+        self.answering: Counter[str] = Counter()
+        self.known: Counter[str] = Counter()
+        self._noted: dict[str, tuple[Counter[str], Counter[str]]] = {}
+
+    def note(self, record: Record) -> None:
+        """Take over how a name is now."""
+        if (noted := self._noted.pop(record.name, None)) is not None:
+            self._drop(*noted)
+        if record.shares or record.history:
+            noted = self._noted[record.name] = Counter(record.digests), Counter(record.history)
+            self._add(*noted)
+
+    @contextmanager
+    def hold(self, digest: str) -> Iterator[None]:
+        """Count a digest among those that answer, which the disk does not let go, for a while."""
+        self._add(Counter([digest]))
+        try:
+            yield
+        finally:
+            self._drop(Counter([digest]))
+
+    def _add(self, answering: Counter[str], others: Counter[str] = NONE) -> None:
+        self.answering.update(answering)
+        self.known.update(answering + others)
+
+    def _drop(self, answering: Counter[str], others: Counter[str] = NONE) -> None:
+        for counts, gone in ((self.answering, answering), (self.known, answering + others)):
+            for digest in gone:
+                counts[digest] -= 1
+                if not counts[digest]:
+                    del counts[digest]
 
 
 def _known(record: Record) -> list[str]:

@@ -50,7 +50,13 @@ class Workers:
             del self._busy[name]
             done.cancel()
             raise
-        threading.Thread(target=_run, args=(done, work, arguments), name=self._place, daemon=True).start()
+        try:
+            threading.Thread(target=_run, args=(done, work, arguments), name=self._place, daemon=True).start()
+        except RuntimeError as error:
+            del self._busy[name]
+            self._permits.release()
+            done.cancel()
+            raise Unavailable(f"{self._place}: no thread can be had; try again later") from error
         return await self._wait(name, done)
 
     def is_busy(self, name: str) -> bool:

@@ -266,7 +266,7 @@ class _World:
     def _damage_disk(self, what: str, rng: random.Random) -> None:
         """Costs nobody an answer: what does not hold is read from its origin again."""
         with suppress(OSError, IndexError):
-            path = rng.choice(list((self._folder / "disk" / "adapters").glob("*.safetensors")))
+            path = rng.choice(list((self._folder / "disk" / "converted").glob("*.safetensors")))
             digest = path.name.partition(".")[0]
             for name in [name for name, digests in self._digests.items() if digest in digests]:
                 self._may_fail(name, for_s=ENDLESS_S)  # what its origin has no more is gone with its file, until Load

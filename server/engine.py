@@ -22,6 +22,7 @@ from server.core import (
     TargetLease,
     Wanted,
 )
+from server.errors import InvalidInput
 from server.metrics import Metrics
 from server.primitives import Head
 from server.results import Question, fitted, heads_of
@@ -120,17 +121,20 @@ class LocalEngine:
         self._adapters.check(expression)
 
     async def compute(self, work: Work) -> Computed:
-        watch, started, outputs = Stopwatch(work.deadline, self._metrics), time.monotonic(), None
+        watch, started, has_failed = Stopwatch(work.deadline, self._metrics), time.monotonic(), False
         with watch.stage("ready"):
             lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers, work.split_key)  # 3
         try:
             questions = fitted(work.questions, lease.target, work.parameters, self._base)
             encodings = [encoding for question in questions for encoding in question.encodings]
             outputs = await self._compute([_sample(work, encoding, lease.target) for encoding in encodings])  # 4 and 5
+        except Exception as error:
+            has_failed = not isinstance(error, InvalidInput)  # which is the caller's own
+            raise
         finally:
             lease.release()
             if lease.version is not None:
-                self._metrics.version_done(*lease.version, time.monotonic() - started, has_failed=outputs is None)
+                self._metrics.version_done(*lease.version, time.monotonic() - started, has_failed=has_failed)
         return Computed(self._answerer(lease), tuple(outputs), watch.seconds["ready"])
 
     async def _compute(self, samples: Sequence[Sample]) -> list[SampleOutput]:

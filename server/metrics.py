@@ -129,10 +129,17 @@ class Metrics:
         """A request was answered, or not, by one of several versions of an adapter."""
         labels = adapter, digest[:DIGEST_CHARS]
         with self._versions_lock:
-            self._versions.setdefault(adapter, set()).add(labels[1])
+            if adapter not in self._versions:
+                return  # one answers alone again
+            self._versions[adapter].add(labels[1])
             self._version_s.labels(*labels).observe(seconds)
             if has_failed:
                 self._version_failures.labels(*labels).inc()
+
+    def versions_begun(self, adapter: str) -> None:
+        """Several versions answer from now on."""
+        with self._versions_lock:
+            self._versions.setdefault(adapter, set())
 
     def versions_gone(self, adapter: str) -> None:
         """One version answers alone again: the series of all go."""

@@ -84,6 +84,7 @@ class FakeTargetLease:
     def __init__(self, adapter: Adapter | None) -> None:
         self.target = target_of(adapter)
         self.names = tuple((adapter.manifest.name if adapter else "base", "") for _ in self.target.branches)
+        self.version: tuple[str, str] | None = None
         self.num_releases = 0
 
     def release(self) -> None:
@@ -109,7 +110,9 @@ class FakeAdapters:
         if isinstance(self.errors.get(expression), AdapterNotFound):
             raise self.errors[expression]
 
-    async def ready(self, name: str, heads: Sequence[str] = (), skip_layers: Sequence[int] = ()) -> FakeTargetLease:
+    async def ready(
+        self, name: str, heads: Sequence[str] = (), skip_layers: Sequence[int] = (), key: str = ""
+    ) -> FakeTargetLease:
         await self.gate.wait()
         if name in self.errors:
             raise self.errors[name]

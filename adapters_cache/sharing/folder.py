@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,8 +18,9 @@ import fsspec
 from adapters_cache.registry import is_name
 from adapters_cache.sharing.artefact import MANIFEST, Artefact, Progress, arrived, check_revision, revision_of
 from adapters_cache.sharing.failures import failures, redacted
-from server.errors import AdapterNotFound, InvalidInput, MalformedCheckpoint
+from server.errors import AdapterNotFound, InvalidInput, MalformedCheckpoint, Unavailable
 
+log = logging.getLogger(__name__)
 REFS, MAIN, PARTIAL = "refs", "main", ".partial"
 
 
@@ -80,11 +82,17 @@ class FolderRegistry:
     def search(self, text: str = "", *, task: str = "", language: str = "", base: str = "") -> Iterator[Artefact]:
         """Every adapter's "main", by name: those whose name holds `text` and whose other fields are as given."""
         with failures(f"listing of {self.root}"):
+            if not self._fs.exists(self._path):
+                raise Unavailable(f"{self.root} is not there; nothing was pushed to it yet, or it is not mounted")
             names = sorted(PurePosixPath(p).parent.parent.name for p in self._fs.glob(f"{self._path}/*/{REFS}/{MAIN}"))
         wanted = {"task": task, "language": language, "base": base}
         for name in names:
             if text in name:
-                found = self.find(name)
+                try:
+                    found = self.find(name)
+                except (AdapterNotFound, MalformedCheckpoint) as error:
+                    log.warning("%s is left out: %s", name, error.message)
+                    continue
                 if all(not value or getattr(found, field) == value for field, value in wanted.items()):
                     yield found
 

@@ -13,8 +13,8 @@ from typing import BinaryIO, Protocol
 from adapterd.v1 import adapters_pb2 as v1
 from adapters_cache.registry import is_name
 from server.api.convert import to_name
-from server.core import BASE, AdapterStatus, BaseInfo
-from server.errors import InvalidInput, TooLarge
+from server.core import BASE, AdapterStatus, BaseInfo, Tier
+from server.errors import AdapterNotFound, InvalidInput, TooLarge
 from server.folders import folder_beside, put_in_place
 
 MAX_FILES = 100
@@ -24,6 +24,7 @@ LOCK = ".publish.lock"
 class Engine(Protocol):
     """The part of the engine that this file uses."""
 
+    async def get(self, name: str) -> AdapterStatus: ...
     async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
 
 
@@ -51,16 +52,27 @@ class Publisher:
         if name == BASE or "/" in name or not is_name(name):
             raise InvalidInput(f"{name!r} cannot be the name of a published adapter")
         into = self._folder / name
+        percent = first.percent if first.HasField("percent") else 100
+        if percent < 100:
+            await self._load_other(name)
         with folder_beside(into) as aside:
             await self._receive(first, messages, aside)
             await asyncio.to_thread(_check, aside, name, self._base)
-            percent = first.percent if first.HasField("percent") else 100
             swap = asyncio.create_task(self._swap(name, aside, into, percent))
             try:
                 return await asyncio.shield(swap)
             except asyncio.CancelledError:
                 await asyncio.wait([swap])  # half of it would leave folder and engine apart
                 raise
+
+    async def _load_other(self, name: str) -> None:
+        """Have what a new version is to share the requests with loaded, while its folder still holds it."""
+        try:
+            status = await self._engine.get(name)
+        except AdapterNotFound:
+            raise InvalidInput(f"{name!r} has no version yet to share its requests; publish without percent") from None
+        if status.tier is Tier.ORIGIN:
+            await self._engine.load(name)
 
     async def _swap(self, name: str, aside: Path, into: Path, percent: int) -> tuple[AdapterStatus, str]:
         async with _alone(into.parent):

@@ -470,7 +470,7 @@ async def test_loads_at_the_same_time_share_a_read_that_has_not_begun(adapters: 
 async def test_load_finds_what_came_after_another_load_had_begun(
     adapters: Adapters, folder: Path, base: BaseInfo
 ) -> None:
-    first = adapters._take_off(adapters._registry.get("a"), is_explicit=True)
+    first = adapters._take_off_load(adapters._registry.get("a"))
     while not first.has_begun:
         await asyncio.sleep(0)
     wanted = make_adapter(folder / "a", base, seed=5)
@@ -526,7 +526,7 @@ async def test_threads_that_hang_make_room_for_others(
     going_on.set()
     while adapters._origin._workers[str(folder)]._given_up:
         await asyncio.sleep(0.01)
-    (await adapters.ready("c")).release()
+    await adapters.load("c")
 
 
 async def test_a_pickle_that_hangs_is_refused_before_the_load_is_given_up(

@@ -92,3 +92,20 @@ def test_the_order_does_not_grow_with_what_came_and_went(books: Books) -> None:
         books.add(entry)
         books.doom(entry)
     assert len(books._order) <= MAX_LEFT_OVER + 2
+
+
+def test_no_victim_is_counted_twice_where_much_was_unloaded(metrics: Metrics, gone: list[str]) -> None:
+    books = Books(Tier.HOST, 100_000, metrics, lambda entry: gone.append(entry.adapter.manifest.name))
+    entries = [Entry(make_adapter(f"a{number:03}"), 100) for number in range(400)]
+    for entry in entries:
+        books.add(entry)
+    for entry in entries[40:]:
+        books.doom(entry)
+    for entry in entries[:39]:  # their places in the order are stale now
+        books.lease(entry)
+        books.release(entry)
+    gone.clear()
+    books.budget_bytes = books.used_bytes
+    assert books.make_room(900)
+    assert books.used_bytes + 900 <= books.budget_bytes and len(set(gone)) == len(gone) == 9
+    books.check_integrity()

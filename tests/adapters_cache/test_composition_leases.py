@@ -39,7 +39,10 @@ class Shelf:
             raise AdapterNotFound(f"no adapter {name}")
         return AdapterStatus(name, Tier.ORIGIN)
 
-    async def ready(self, name: str) -> Lease:
+    def is_split(self, name: str) -> bool:
+        return False
+
+    async def ready(self, name: str, key: str = "") -> Lease:
         self.get(name)
         if name == "bad":
             raise Overloaded("no room")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def opened(tmp_path: Path, budget_bytes: int = 1 << 20, dtype: torch.dtype = tor
 
 
 def files(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "disk" / "adapters").iterdir())
+    return sorted((tmp_path / "disk" / "converted").iterdir())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -77,6 +78,8 @@ def test_files_outlive_the_process_in_the_order_of_use(made: Callable[..., Adapt
     size = tier.used_bytes // 3
     tier.close()
     other = opened(tmp_path, budget_bytes=2 * size)
+    assert len(other.digests()) == 3  # until it is told what is kept
+    other.keep(())
     assert other.digests() == [adapters[2].digest, adapters[0].digest] and len(files(tmp_path)) == 2
     other.check_integrity()
     other.close()
@@ -126,11 +129,12 @@ def test_a_file_of_another_dtype_or_a_write_that_was_cut_off_is_removed(
 ) -> None:
     tier = opened(tmp_path)
     tier.put(made(1))
-    folder = tmp_path / "disk" / "adapters"
-    (folder / "0123.partial").write_bytes(b"half")
+    folder = tmp_path / "disk" / "converted"
+    (folder / f"{0:032x}.partial").write_bytes(b"half")
+    (folder / "notes.txt").write_text("somebody else's")
     tier.close()
     half = opened(tmp_path, dtype=torch.bfloat16)
-    assert half.digests() == [] and not files(tmp_path)
+    assert half.digests() == [] and [path.name for path in files(tmp_path)] == ["notes.txt"]
     half.close()
 
 
@@ -145,6 +149,37 @@ def test_a_full_disk_costs_the_copy_only(
     text = metrics.render().decode()
     assert 'adapterd_loads_total{outcome="UNAVAILABLE",tier="disk"} 1.0' in text
     assert f'tier="{Tier.DISK.value}"' in text
+
+
+def test_what_cannot_be_opened_for_a_moment_stays(
+    tier: DiskTier, made: Callable[..., Adapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = made(1)
+    tier.put(adapter)
+
+    def refuse(self: Path, mode: str) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert tier.get(adapter.digest) is None and adapter.digest in tier
+    assert tier.get(adapter.digest) is not None
+
+
+def test_names_of_one_digest_take_its_bytes_once(
+    tier: DiskTier, made: Callable[..., Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, write = made(1), module.write_whole
+    twin = replace(adapter, manifest=replace(adapter.manifest, name="another-name"))
+
+    def meanwhile(path: Path, content: bytes) -> None:
+        monkeypatch.setattr(module, "write_whole", write)
+        tier.put(twin)  # in another thread
+        write(path, content)
+
+    monkeypatch.setattr(module, "write_whole", meanwhile)
+    assert tier.put(adapter)
+    tier.check_integrity()
 
 
 def test_one_folder_is_one_servers(tier: DiskTier, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from adapters_cache.adapters import Adapters
 from adapters_cache.residency import Residency
 from adapters_cache.sharing.artefact import describe
 from adapters_cache.sharing.folder import FolderRegistry
+from adapters_cache.watch import News
 from server.config import CacheConfig
 from server.core import Adapter, BaseInfo, Tier, Wanted
-from server.errors import AdapterNotFound, InvalidInput, MalformedCheckpoint
+from server.errors import AdapterNotFound, InvalidInput, MalformedCheckpoint, Overloaded, Unavailable
 from server.folders import folder_beside, put_in_place
 from server.metrics import Metrics
 
@@ -133,7 +136,7 @@ async def test_a_damaged_copy_is_made_again(start: Start, reads: list[str], tmp_
     adapters = await start()
     before = await digest_of(adapters, "a")
     adapters._host.doom(before)
-    [path] = (tmp_path / "disk" / "adapters").iterdir()
+    [path] = (tmp_path / "disk" / "converted").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     assert await digest_of(adapters, "a") == before and reads == ["a", "a"]
     assert adapters.get("a").disk_bytes > 0
@@ -144,7 +147,7 @@ async def test_unload_gives_back_the_disk_too(start: Start, tmp_path: Path, read
     await digest_of(adapters, "a")
     size = adapters.get("a").disk_bytes
     host, _, disk = await adapters.unload("a")
-    assert host > 0 and disk == size and not any((tmp_path / "disk" / "adapters").iterdir())
+    assert host > 0 and disk == size and not any((tmp_path / "disk" / "converted").iterdir())
     await digest_of(adapters, "a")
     assert reads == ["a", "a"]
 
@@ -215,7 +218,7 @@ class TestVersions:
             await adapters.load("a")
             digests.append(await digest_of(adapters, "a"))
         assert [v.digest for v in adapters.get("a").versions] == [digests[2], digests[1]]
-        assert len(list((tmp_path / "disk" / "adapters").iterdir())) == 2
+        assert len(list((tmp_path / "disk" / "converted").iterdir())) == 2
         with pytest.raises(InvalidInput, match="has no version"):
             await adapters.split("a", {digests[0]: 100})
 
@@ -262,8 +265,180 @@ class TestVersions:
         await asyncio.gather(*askers)
         assert seen == {old, new}
 
+    async def test_a_split_is_not_undone_by_a_load_that_began_before_it(
+        self, start: Start, folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adapters = await start()
+        old, new = await two_versions(adapters, folder, base, 10)
+        adapters._host.doom(old)
+        assert adapters._disk is not None
+        gate, get = threading.Event(), adapters._disk.get
+
+        def gated(digest: str) -> Adapter | None:
+            assert digest != old or gate.wait(30)
+            return get(digest)
+
+        monkeypatch.setattr(adapters._disk, "get", gated)
+        user = next(f"user{i}" for i in range(99) if adapters._registry.get("a").choose(f"user{i}") == old)
+        waiting = asyncio.create_task(digest_of(adapters, "a", user))
+        await asyncio.sleep(0.05)
+        await adapters.split("a", {new: 100})
+        gate.set()
+        assert await waiting == old  # what was asked for then
+        assert await digest_of(adapters, "a") == new and adapters.get("a").versions[0].digest == new
+
+    async def test_a_new_version_under_way_answers_nobody_else(
+        self, start: Start, folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adapters = await start()
+        old = await digest_of(adapters, "a")
+        replace_whole(folder / "a", base, 7)
+        gate, read = threading.Event(), origin.read_checkpoint
+
+        def gated(path: Path, **options: Any) -> Any:
+            assert gate.wait(30)
+            return read(path, **options)
+
+        monkeypatch.setattr(origin, "read_checkpoint", gated)
+        loading = asyncio.create_task(adapters.load("a", 1))
+        await asyncio.sleep(0.05)
+        adapters._host.doom(old)
+        assert await digest_of(adapters, "a") == old  # from disk, at once
+        (folder / "a" / "adapter.safetensors").write_bytes(b"")
+        gate.set()
+        with pytest.raises(MalformedCheckpoint):
+            await loading
+        assert await digest_of(adapters, "a") == old and adapters.get("a").versions == ()
+
+    async def test_where_nothing_is_loaded_nothing_can_be_shared(self, start: Start) -> None:
+        adapters = await start()
+        with pytest.raises(InvalidInput, match="not loaded, so no version can share"):
+            await adapters.load("a", 10)
+        await digest_of(adapters, "a")
+        await adapters.unload("a")
+        with pytest.raises(InvalidInput, match="not loaded"):
+            await adapters.load("a", 10)
+
+    async def test_a_version_that_would_not_be_kept_is_refused(
+        self, start: Start, folder: Path, base: BaseInfo
+    ) -> None:
+        adapters = await start()
+        old = await digest_of(adapters, "a")
+        size = adapters.get("a").disk_bytes
+        adapters = await start(disk_bytes=size + size // 2)
+        replace_whole(folder / "a", base, 7)
+        with pytest.raises(Overloaded, match="has no room for another version"):
+            await adapters.load("a", 10)
+        assert await digest_of(adapters, "a") == old and adapters.get("a").versions == ()
+
+    async def test_a_smaller_disk_keeps_what_answers(self, start: Start, folder: Path, base: BaseInfo) -> None:
+        adapters = await start()
+        old, new = await two_versions(adapters, folder, base, 50)
+        await digest_of(adapters, "b")
+        adapters = await start(disk_bytes=adapters.get("a").disk_bytes * 5 // 2)
+        assert {await digest_of(adapters, "a", f"user{i}") for i in range(30)} == {old, new}
+
+    async def test_shares_outlive_a_kill_right_after(
+        self, start: Start, folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adapters = await start()
+        old, new = await two_versions(adapters, folder, base, 10)
+        assert adapters._index is not None
+        adapters._index._dirty.clear()  # what a kill would lose
+        adapters = await start()
+        assert [(v.digest, v.percent) for v in adapters.get("a").versions] == [(old, 90), (new, 10)]
+
+    async def test_what_cannot_be_written_is_told_and_written_later(
+        self, start: Start, folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adapters = await start()
+        _, new = await two_versions(adapters, folder, base, 10)
+
+        def full(changes: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        assert adapters._index is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(adapters._index, "_write", full)
+            with pytest.raises(Unavailable, match="disk is full"):
+                await adapters.split("a", {new: 40})
+        adapters = await start()
+        assert adapters.get("a").versions[1].percent == 40
+
+    async def test_pins_and_what_can_be_gone_back_to_outlive_a_replacement(
+        self, start: Start, folder: Path, base: BaseInfo
+    ) -> None:
+        adapters = await start()
+        old, new = await two_versions(adapters, folder, base, 10)
+        await adapters.pin("a", True)
+        replace_whole(folder / "a", base, 8)
+        adapters = await start()
+        assert adapters.get("a").is_pinned
+        newest = await digest_of(adapters, "a")
+        assert newest not in (old, new) and {v.digest for v in adapters.get("a").versions} == {newest, old, new}
+        assert (await adapters.split("a", {old: 100})).versions[0].digest == old
+
+
+async def two_versions(adapters: Adapters, folder: Path, base: BaseInfo, percent: int) -> tuple[str, str]:
+    """Of "a": the one before, and a new one beside it."""
+    old = await digest_of(adapters, "a")
+    replace_whole(folder / "a", base, 7)
+    return old, (await adapters.load("a", percent))[0].versions[1].digest
+
 
 class TestWatch:
+    async def test_an_adapter_that_goes_while_it_loads_leaves_nothing(
+        self, start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adapters = await start()
+        gate, read = threading.Event(), origin.read_checkpoint
+
+        def gated(path: Path, **options: Any) -> Any:
+            found = read(path, **options)
+            assert gate.wait(30)
+            return found
+
+        monkeypatch.setattr(origin, "read_checkpoint", gated)
+        waiting = asyncio.create_task(adapters.ready("a"))
+        await asyncio.sleep(0.1)
+        shutil.rmtree(folder / "a")
+        leaving = asyncio.create_task(adapters.refresh(News(str(folder), {}, ["a"], False)))
+        await asyncio.sleep(0.05)
+        gate.set()
+        (await waiting).release()  # it was asked for while it was there
+        await leaving
+        await asyncio.sleep(0)
+        assert "a" not in adapters._registry and adapters._host.used_bytes == 0
+        assert adapters._disk is not None and adapters._disk.used_bytes == 0
+
+    async def test_files_that_are_written_over_are_noticed_and_after_a_restart_too(
+        self, start: Start, folder: Path, base: BaseInfo
+    ) -> None:
+        adapters = await start(watch_s=0.02)
+        digests = [await digest_of(adapters, "a")]
+        make_adapter(folder / "a", base, seed=7, head=HEADS[0])
+        async with asyncio.timeout(10):
+            while await digest_of(adapters, "a") == digests[0]:
+                await asyncio.sleep(0.01)
+        digests.append(await digest_of(adapters, "a"))
+        await start(disk_path="", watch_s=0.0)  # stops the other
+        make_adapter(folder / "a", base, seed=8, head=HEADS[0])
+        assert await digest_of(await start(), "a") not in digests
+
+    async def test_a_saved_setup_that_appears_is_served(self, start: Start, folder: Path, base: BaseInfo) -> None:
+        changes = []
+        adapters = await start(watch_s=0.02)
+
+        async def on_change() -> None:
+            changes.append(1)
+
+        adapters.on_change = on_change
+        (folder / "both").mkdir()
+        (folder / "both" / "adapter_setup.json").write_text("{}")
+        async with asyncio.timeout(10):
+            while not changes:
+                await asyncio.sleep(0.01)
+
     async def test_new_adapters_appear_and_removed_ones_go(self, start: Start, folder: Path, base: BaseInfo) -> None:
         adapters = await start(watch_s=0.02)
         await digest_of(adapters, "b")
@@ -350,6 +525,63 @@ class TestRegistries:
             await adapters.ready("shared")
         await digest_of(adapters, "a")
 
+    async def test_what_is_on_disk_is_served_while_its_registry_is_away(
+        self, start: Start, registry: FolderRegistry, tmp_path: Path, reads: list[str]
+    ) -> None:
+        adapters = await start(registries=(str(tmp_path / "registry"),))
+        digest = await digest_of(adapters, "shared")
+        await adapters.pin("shared", True)
+        (tmp_path / "registry").rename(tmp_path / "away")
+        adapters = await start(registries=(str(tmp_path / "registry"),))
+        assert await digest_of(adapters, "shared") == digest and adapters.get("shared").is_pinned
+        (tmp_path / "away").rename(tmp_path / "registry")
+        adapters = await start(registries=(str(tmp_path / "registry"),))
+        assert adapters.get("shared").is_pinned and reads == ["shared"]
+
+    async def test_a_registry_that_hangs_does_not_hold_up_the_start(
+        self, start: Start, registry: FolderRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        going_on = threading.Event()
+
+        def hang(self: FolderRegistry) -> Any:
+            going_on.wait(30)
+            return iter(())
+
+        monkeypatch.setattr(FolderRegistry, "search", hang)
+        async with asyncio.timeout(5):
+            adapters = await start(registries=(str(tmp_path / "registry"),), load_timeout_s=0.3)
+        await digest_of(adapters, "a")
+        going_on.set()
+
+    async def test_one_broken_entry_leaves_the_others(
+        self, start: Start, registry: FolderRegistry, tmp_path: Path, base: BaseInfo
+    ) -> None:
+        make_adapter(tmp_path / "made" / "other", base, seed=6, head=HEADS[0])
+        registry.push(tmp_path / "made" / "other", describe(tmp_path / "made" / "other", "other"))
+        [manifest] = (tmp_path / "registry" / "other").rglob("adapterd.json")
+        manifest.write_text("{")
+        adapters = await start(registries=(str(tmp_path / "registry"),))
+        await digest_of(adapters, "shared")
+        with pytest.raises(AdapterNotFound):
+            await adapters.ready("other")
+
+    async def test_a_folder_counts_before_a_registry(
+        self, start: Start, registry: FolderRegistry, tmp_path: Path, base: BaseInfo, folder: Path
+    ) -> None:
+        adapters = await start(registries=(str(tmp_path / "registry"),), watch_s=0.0)
+        own = await digest_of(adapters, "a")
+        make_adapter(tmp_path / "made" / "a", base, seed=6, head=HEADS[0])
+        registry.push(tmp_path / "made" / "a", describe(tmp_path / "made" / "a", "a"))
+        place = str(tmp_path / "registry")
+        listing = await adapters._origin.scan(place)
+        await adapters.refresh(News(place, listing.adapters, [], False))
+        assert await digest_of(adapters, "a") == own
+        await adapters.refresh(News(place, {}, ["a"], False))
+        assert await digest_of(adapters, "a") == own
+        shutil.rmtree(folder / "a")  # now the registry's takes its place
+        await adapters.refresh(News(str(folder), {}, ["a"], False))
+        assert await digest_of(adapters, "a") != own
+
     async def test_a_registry_that_is_not_there_costs_nobody_else(self, start: Start, tmp_path: Path) -> None:
         adapters = await start(registries=("hub:nobody", str(tmp_path / "empty")))
         await digest_of(adapters, "a")
@@ -365,6 +597,47 @@ async def test_prefetched_adapters_are_there_when_they_are_asked_for(start: Star
     assert sorted(reads) == ["a", "b", "c"]
     with pytest.raises(AdapterNotFound):
         adapters.prefetch(["a", "nothing"])
+
+
+async def test_prefetching_many_does_not_keep_others_waiting(
+    start: Start, folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(12):
+        make_adapter(folder / f"many{seed:02}", base, seed=20 + seed, head=HEADS[0])
+    read = origin.read_checkpoint
+
+    def slow(path: Path, **options: Any) -> Any:
+        time.sleep(0.2)
+        return read(path, **options)
+
+    adapters = await start(max_concurrent_loads=2, load_timeout_s=1.0)
+    monkeypatch.setattr(origin, "read_checkpoint", slow)
+    names = [f"many{seed:02}" for seed in range(12)]
+    assert adapters.prefetch(names) == 12
+    await digest_of(adapters, "a")
+    async with asyncio.timeout(20):
+        while not all(adapters.get(name).tier is Tier.HOST for name in names):
+            await asyncio.sleep(0.05)
+    assert not any(adapters.get(name).error for name in names)
+
+
+async def test_unload_while_it_loads_leaves_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = await start()
+    assert adapters._disk is not None
+    gate, put = threading.Event(), adapters._disk.put
+
+    def gated(adapter: Adapter) -> bool:
+        assert gate.wait(30)
+        return put(adapter)
+
+    monkeypatch.setattr(adapters._disk, "put", gated)
+    waiting = asyncio.create_task(adapters.ready("a"))
+    await asyncio.sleep(0.1)
+    await adapters.unload("a")
+    gate.set()
+    (await waiting).release()
+    await asyncio.sleep(0)
+    assert adapters._host.used_bytes == adapters._disk.used_bytes == 0 and adapters.get("a").tier is Tier.ORIGIN
 
 
 async def test_what_the_configuration_names_and_what_is_pinned_is_loaded_at_start(start: Start) -> None:

@@ -156,13 +156,13 @@ class Gate:
     def open(self) -> None:
         self._opened.set()
 
-    async def _gated(self, name: str) -> Any:
+    async def _gated(self, name: str, key: str = "") -> Any:
         self.num_waiting += 1
         try:
             await self._opened.wait()
         finally:
             self.num_waiting -= 1
-        return await self._ready(name)
+        return await self._ready(name, key)
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:

@@ -14,7 +14,7 @@ SECTIONS: tuple[type[Any], ...] = (ModelConfig, CacheConfig, SchedulerConfig, Ap
 NUMBERS = [(kind, field.name) for kind in SECTIONS for field in fields(kind) if field.type in ("int", "float")]
 MAY_BE_ZERO = {
     *("num_threads", "max_batch_tokens", "verify_tolerance", "port", "http_port"),
-    *("drain_timeout_s", "lame_duck_s", "frontends"),
+    *("drain_timeout_s", "lame_duck_s", "frontends", "kept_versions", "watch_s", "idle_ttl_s"),
 }
 
 

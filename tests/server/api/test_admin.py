@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from adapterd.v1 import adapters_pb2 as v1
 from server.api.admin import AdaptersServicer
 from server.api.publish import Publisher
-from server.core import AdapterStatus, Manifest, Tier
+from server.core import AdapterStatus, Manifest, Tier, Wanted
 from server.errors import AdapterNotFound, InvalidInput
 
 CONTEXT: Any = None  # the admin methods do not look at it
@@ -21,8 +22,8 @@ class Registry:
     def __init__(self) -> None:
         self.names = [f"a{i}" for i in range(5)]
 
-    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]:
-        names = [name for name in self.names if name.startswith(prefix)]
+    async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]:
+        names = [name for name in self.names if name.startswith(wanted.prefix)]
         page = [AdapterStatus(name, Tier.ORIGIN) for name in names if name > after]
         return page[:limit], len(names)
 
@@ -32,11 +33,17 @@ class Registry:
         manifest = Manifest(name, "d" * 64, "bottleneck", "bert", 32, 1234)
         return AdapterStatus(name, Tier.DEVICE, manifest, "multi_label", ("x", "y"), 10, 20, True, 1.5, 2.5, "")
 
-    async def load(self, name: str) -> tuple[AdapterStatus, str]:
+    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]:
         return await self.get(name), "before"
 
-    async def unload(self, name: str) -> tuple[int, int]:
-        return 10, 20
+    async def unload(self, name: str) -> tuple[int, int, int]:
+        return 10, 20, 30
+
+    async def prefetch(self, names: Sequence[str]) -> int:
+        return len(names)
+
+    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+        return await self.get(name)
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
         return await self.get(name)
@@ -84,7 +91,7 @@ async def test_load_tells_the_digest_before(servicer: AdaptersServicer) -> None:
 
 async def test_unload_tells_the_bytes_given_back(servicer: AdaptersServicer) -> None:
     reply = await servicer.Unload(v1.UnloadRequest(name="a0"), CONTEXT)
-    assert (reply.host_bytes_freed, reply.device_bytes_freed) == (10, 20)
+    assert (reply.host_bytes_freed, reply.device_bytes_freed, reply.disk_bytes_freed) == (10, 20, 30)
 
 
 async def test_a_name_is_required(servicer: AdaptersServicer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -104,3 +105,21 @@ async def test_a_folder_that_appears_is_served_and_one_that_goes_is_not(
                 break
             except Error:
                 await asyncio.sleep(0.05)
+    shutil.rmtree(adapters_path / "late")
+    async with asyncio.timeout(10):
+        while "late" in [adapter.name async for adapter in client.list()]:
+            await asyncio.sleep(0.05)
+    with pytest.raises(Error, match="no adapter is registered as 'late'"):
+        await client.predict("late", "a b c")
+
+
+async def test_a_share_of_what_was_never_there_is_refused_and_one_of_what_was_not_loaded_is_not(
+    app: App, client: AsyncClient, made: Callable[[int], Path], adapters_path: Path
+) -> None:
+    with pytest.raises(Error, match="publish without percent"):
+        await client.publish(made(1), percent=10)
+    assert not (adapters_path / "reviews").exists()
+    old = (await client.publish(made(1))).adapter.digest
+    await client.unload("reviews")
+    versions = (await client.publish(made(2), percent=10)).adapter.versions
+    assert [version.percent for version in versions] == [90, 10] and versions[0].digest == old

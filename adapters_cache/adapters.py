@@ -699,6 +699,17 @@ class Adapters:
         }
         return tuple(VersionStatus(digest, percent, self._tier(digest)) for digest, percent in percents.items())
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether any load is under way."""
+        return bool(self._all_flights)
+
+    @property
+    def used_bytes(self) -> int:
+        """Of all tiers together."""
+        disk = self._disk.used_bytes if self._disk is not None else 0
+        return self._host.used_bytes + self._residency.used_bytes + disk
+
     def check_integrity(self) -> None:
         """AssertionError when the books of the host or the device do not balance."""
         self._host.check_integrity()

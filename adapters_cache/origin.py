@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from adapters_cache.failures import Failure
-from adapters_cache.formats.adapterhub import is_adapter, read_checkpoint
+from adapters_cache.formats.adapterhub import ADAPTER_CONFIG, HEAD_CONFIG, is_adapter, read_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
-from adapters_cache.formats.setups import is_setup
+from adapters_cache.formats.fusions import FUSION_CONFIG
+from adapters_cache.formats.setups import SETUP_CONFIG, is_setup
 from adapters_cache.registry import is_name
-from adapters_cache.sources import FolderSource, Registry, RegistrySource, Source
+from adapters_cache.sources import FolderSource, Registry, RegistrySource, Source, stamp_of
 from adapters_cache.workers import Workers
 from server.errors import AdapterNotFound, AdapterRefused, InvalidInput
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 HUB = "hub:"
+ENVELOPES = (ADAPTER_CONFIG, HEAD_CONFIG, FUSION_CONFIG)
 LISTED = 100_000  # adapters of a registry
 
 
@@ -137,18 +139,21 @@ class Origin:
         adapters: dict[str, Listed] = {}
         setups: dict[str, str] = {}
         for entry in sorted(os.scandir(self._folders[place]), key=lambda entry: entry.name):
-            path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
-            if is_setup(path):
-                setups[entry.name] = FolderSource(path).stamp()
-            elif not is_adapter(path):
+            try:  # one look for each, for there may be many
+                files = list(os.scandir(entry.path))
+                names, stamp = {file.name for file in files}, stamp_of(files)
+            except OSError:  # a file, or gone meanwhile
+                continue
+            if SETUP_CONFIG in names:
+                setups[entry.name] = stamp
+            elif names.isdisjoint(ENVELOPES):
                 continue
             elif not is_name(entry.name):
                 log.warning("adapter folder %r is left out: it cannot be an adapter's name", entry.name)
             else:
-                source = FolderSource(path)
-                adapters[entry.name] = Listed(source, source.stamp())
+                adapters[entry.name] = Listed(FolderSource(Path(entry.path)), stamp)
         return Listing(adapters, setups)
 
     def _scan_registry(self, place: str) -> Listing:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,12 @@ class Source(Protocol):
         """A local folder with its files."""
 
 
+def stamp_of(entries: Iterable[os.DirEntry[str]]) -> str:
+    """Of a folder with these entries. Raises OSError."""
+    files = sorted((entry.name, (stat := entry.stat()).st_size, stat.st_mtime_ns) for entry in entries)
+    return hashlib.blake2b(repr(files).encode(), digest_size=12).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class FolderSource:
     path: Path
@@ -45,10 +50,9 @@ class FolderSource:
     def stamp(self) -> str:
         """Of name, size and time of every file."""
         try:
-            files = [(entry.name, (stat := entry.stat()).st_size, stat.st_mtime_ns) for entry in os.scandir(self.path)]
+            return stamp_of(os.scandir(self.path))
         except OSError:
             return ""
-        return hashlib.blake2b(json.dumps(sorted(files)).encode(), digest_size=12).hexdigest()
 
     @contextmanager
     def opened(self) -> Iterator[Path]:

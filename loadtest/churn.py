@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from adapters_cache import origin
-from adapters_cache.adapters import ALL
 from adapters_cache.build import build_adapter
 from adapters_cache.formats.adapterhub import read_checkpoint, write_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
@@ -42,6 +41,7 @@ from server.model.base import Base, load_base
 from server.model.runner import Runner
 from server.model.slots import SlotBank
 from server.results import Question
+from server.threads import run_alone
 
 NUM_VERSIONS, NUM_TEXTS, NUM_CALLERS = 2, 4, 16
 TOLERANCE = 1e-4
@@ -105,15 +105,23 @@ class ChurnReport:
 
 
 def run(plan: Plan, command: str) -> ChurnReport:
+    return asyncio.run(_run(plan, command))
+
+
+async def _run(plan: Plan, command: str) -> ChurnReport:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        save_small_base(folder / "base")
-        base = load_base(ModelConfig(base=str(folder / "base"), dtype="float32"))
-        world = _World(plan, base, folder)
-        with Progress(transient=True) as bar:
-            task = bar.add_task("making adapters", total=plan.num)
-            world.make(lambda: bar.advance(task))
-        return asyncio.run(world.run(command))
+        world = await run_alone(_made, plan, Path(name))
+        return await world.run(command)
+
+
+def _made(plan: Plan, folder: Path) -> _World:
+    save_small_base(folder / "base")
+    base = load_base(ModelConfig(base=str(folder / "base"), dtype="float32"))
+    world = _World(plan, base, folder)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("making adapters", total=plan.num)
+        world.make(lambda: bar.advance(task))
+    return world
 
 
 class _World:
@@ -320,9 +328,10 @@ class _World:
         for name in self._names:
             with suppress(AdapterNotFound):
                 await server.engine.unload(name)
+        while server.adapters.is_loading:  # a read that was begun for a caller who left
+            await asyncio.sleep(0.05)
         server.adapters.check_integrity()
-        statuses, _ = await server.engine.list(ALL, limit=len(self._names))
-        return sum(status.host_bytes + status.device_bytes + status.disk_bytes for status in statuses)
+        return server.adapters.used_bytes
 
 
 def _rss_mib() -> float:

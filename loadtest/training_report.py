@@ -15,7 +15,8 @@ weight decay and early stopping, which are the defaults of `adapterd train`; fir
 are each one's own, from the seed. After every epoch both validate, keep a checkpoint, and end with the best epoch's.
 
 Ours is the command `adapterd train`, with its report and card; AdapterHub's is its library's `AdapterTrainer` with
-batches padded to their longest text. Wall time is that of the whole process. They run in turn."""
+batches padded to their longest text. Its base has dropout on while it trains, ours never. Wall time is that of the
+whole process. They run in turn."""
 
 
 def page(report: TrainingReport) -> Report:

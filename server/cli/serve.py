@@ -88,11 +88,13 @@ def run_until_signal(config: ServerConfig) -> None:
 
 async def _serve(config: ServerConfig) -> None:
     from server.app import App
+    from server.memory import settle
     from training.service import services
 
     stop = stop_signal()
     app = App(config, services)
     await app.start()
+    settle()
     try:
         await stop.wait()
     finally:

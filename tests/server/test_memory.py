@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from server.memory import compute_with
+from server.memory import compute_with, settle
 
 # Page faults of one more block of 40 MB, after many were freed: the first ones may not fit exactly.
 SCRIPT = """
@@ -80,3 +81,12 @@ def test_a_thread_computes_with_its_own_number_whatever_others_set_since() -> No
     first.join()
     compute_with(own)
     assert seen == [own]
+
+
+def test_what_was_alive_is_not_looked_at_again() -> None:
+    kept = [object() for _ in range(10)]
+    try:
+        settle()
+        assert gc.get_freeze_count() > 0 and kept
+    finally:
+        gc.unfreeze()

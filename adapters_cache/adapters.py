@@ -80,7 +80,7 @@ class Adapters:
         self._residency = residency
         self._metrics = metrics
         self._registry = Registry()
-        self._host = HostTier(config.host_bytes, metrics, self._on_host_gone)
+        self._host = HostTier(config.host_bytes, metrics, self._on_host_gone, config.reserve)
         self._disk: DiskTier | None = None
         self._index: Index | None = None
         if config.disk_path:

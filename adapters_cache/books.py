@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from adapters_cache.reserves import Reserves
 from server.core import Adapter, Tier
 from server.errors import Overloaded, TooLarge
 from server.metrics import Metrics
@@ -35,6 +37,7 @@ class Entry:
     num_uses: int = 0
     priority: float = 0.0
     queued: int = 0
+    group: str = ""  # whose reserve it counts to
     is_doomed: bool = False
     last_used: float = field(default_factory=time.monotonic)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -47,7 +50,15 @@ class Entry:
 class Books:
     """Entries by digest; doomed entries aside."""
 
-    def __init__(self, tier: Tier, budget_bytes: int, metrics: Metrics, on_gone: Callable[[Entry], None]) -> None:
+    def __init__(
+        self,
+        tier: Tier,
+        budget_bytes: int,
+        metrics: Metrics,
+        on_gone: Callable[[Entry], None],
+        reserves: Reserves | None = None,
+    ) -> None:
+        self._reserves = reserves or Reserves()
         self.tier = tier
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
@@ -88,20 +99,24 @@ class Books:
                 f"the adapter takes {size_bytes} bytes; {name} is {self.budget_bytes}. Raise {name} to serve it"
             )
 
-    def check_fits(self, size_bytes: int) -> None:
-        """Raises TooLarge if nothing makes room, Overloaded if only unpinning does."""
+    def check_fits(self, size_bytes: int, name: str = "") -> None:
+        """Raises TooLarge if nothing makes room for an adapter of this name, Overloaded if only unpinning does."""
         self.check_size(size_bytes)
         pinned = sum(self._entries[digest].size_bytes for digest in self._pinned & self._entries.keys())
-        if size_bytes > self.budget_bytes - pinned:
+        reserved = self._reserves.kept_from(self._reserves.group_of(name))
+        if size_bytes > self.budget_bytes - max(pinned, reserved):  # what is pinned may be reserved too
             raise Overloaded(
                 f"the adapter takes {size_bytes} bytes; {self.tier.value}_bytes is {self.budget_bytes}, of which pinned"
-                f" adapters hold {pinned}. Raise {self.tier.value}_bytes or unpin some",
+                f" adapters hold {pinned} and reserves of others {reserved}. Raise {self.tier.value}_bytes, unpin some"
+                " or reserve less",
                 retry_after_s=5.0,
             )
 
-    def make_room(self, size_bytes: int) -> bool:
-        """Evict entries until `size_bytes` are free. If that cannot do, evict none."""
+    def make_room(self, size_bytes: int, name: str = "") -> bool:
+        """Evict entries until `size_bytes` are free for an adapter of this name. If that cannot do, evict none."""
         missing = self.used_bytes + size_bytes - self.budget_bytes
+        own = self._reserves.group_of(name) if missing > 0 else ""
+        taken: Counter[str] = Counter()
         victims: list[Entry] = []
         others: list[Entry] = []
         while missing > 0 and self._order:
@@ -111,10 +126,16 @@ class Books:
                 continue
             if entry.place != place:
                 self._queue(entry)
-            elif entry.num_leases or entry.adapter.digest in self._pinned:
+            elif (
+                entry.num_leases
+                or entry.adapter.digest in self._pinned
+                or entry.group != own
+                and not self._reserves.spares(entry.group, taken[entry.group] + entry.size_bytes)
+            ):
                 others.append(entry)
             else:
                 victims.append(entry)
+                taken[entry.group] += entry.size_bytes
                 missing -= entry.size_bytes
         if missing > 0:
             others += victims
@@ -154,6 +175,9 @@ class Books:
         """Enter a new copy. There must be room and no live copy."""
         assert entry.adapter.digest not in self._entries and self.used_bytes + entry.size_bytes <= self.budget_bytes
         self._entries[entry.adapter.digest] = entry
+        if self._reserves:
+            entry.group = self._reserves.group_of(entry.adapter.manifest.name)
+            self._reserves.note(entry.group, entry.size_bytes)
         self._queue(entry)
         self._tidy()
         self.used_bytes += entry.size_bytes
@@ -191,6 +215,7 @@ class Books:
 
     def _remove(self, entry: Entry) -> None:
         self._doomed.remove(entry)
+        self._reserves.note(entry.group, -entry.size_bytes)
         self.used_bytes -= entry.size_bytes
         self._report()
         self._on_gone(entry)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from adapters_cache.books import Books, Entry
+from adapters_cache.reserves import Reserves
 from server.core import Adapter, Tier
+from server.errors import InvalidInput
 from server.metrics import Metrics
 
 
@@ -42,8 +44,10 @@ class HostLease:
 class _Shelf(Books):
     """Books that tell when something may have become evictable."""
 
-    def __init__(self, budget_bytes: int, metrics: Metrics, on_gone: Callable[[Entry], None]) -> None:
-        super().__init__(Tier.HOST, budget_bytes, metrics, on_gone)
+    def __init__(
+        self, budget_bytes: int, metrics: Metrics, on_gone: Callable[[Entry], None], reserves: Reserves
+    ) -> None:
+        super().__init__(Tier.HOST, budget_bytes, metrics, on_gone, reserves)
         self.room = asyncio.Event()
 
     def release(self, entry: Entry) -> None:
@@ -62,8 +66,14 @@ class _Shelf(Books):
 class HostTier:
     """Adapters by digest. `on_gone(digest)` is called whenever a copy leaves."""
 
-    def __init__(self, budget_bytes: int, metrics: Metrics, on_gone: Callable[[str], None]) -> None:
-        self._books = _Shelf(budget_bytes, metrics, lambda entry: on_gone(entry.adapter.digest))
+    def __init__(
+        self, budget_bytes: int, metrics: Metrics, on_gone: Callable[[str], None], reserves: Sequence[str] = ()
+    ) -> None:
+        """Raises InvalidInput for reserves that cannot be, or that leave nothing to the others."""
+        rules = Reserves(reserves)
+        if rules.total_bytes > budget_bytes:
+            raise InvalidInput(f"reserves of {rules.total_bytes} bytes are more than host_bytes {budget_bytes}")
+        self._books = _Shelf(budget_bytes, metrics, lambda entry: on_gone(entry.adapter.digest), rules)
         self._putting = asyncio.Lock()  # first come, first served: a large adapter is not overtaken for ever
 
     def acquire(self, digest: str) -> HostLease | None:
@@ -84,8 +94,9 @@ class HostTier:
             return twin
         async with self._putting:
             while (entry := self._books.find(adapter.digest)) is None:
-                self._books.check_fits(adapter.size_bytes)
-                if self._books.make_room(adapter.size_bytes):
+                name = adapter.manifest.name
+                self._books.check_fits(adapter.size_bytes, name)
+                if self._books.make_room(adapter.size_bytes, name):
                     entry = Entry(adapter, adapter.size_bytes)
                     self._books.add(entry)
                     break

@@ -47,6 +47,7 @@ class CacheConfig:
     registries: tuple[str, ...] = ()  # further origins: a registry's folder or URL, "hub:organization"
     kept_versions: int = 2  # of each adapter, to go back to; disk
     prefetch: tuple[str, ...] = ()  # adapters that are loaded at start, "acme-*"
+    reserve: tuple[str, ...] = ()  # "acme-*=67108864": host bytes that adapters of other names do not take
     watch_s: float = 5.0  # between looks at the origins for what is new, replaced or gone; 0 never looks
     idle_ttl_s: float = 0.0  # adapters that nobody asked for so long leave memory; 0 keeps them while there is room
     load_timeout_s: float = 30.0  # how long a caller waits for an origin before it gets an error

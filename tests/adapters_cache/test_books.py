@@ -9,7 +9,10 @@ import pytest
 from fakes import make_adapter
 
 from adapters_cache.books import MAX_LEFT_OVER, Books, Entry
+from adapters_cache.host import HostTier
+from adapters_cache.reserves import Reserves
 from server.core import Tier
+from server.errors import InvalidInput, Overloaded
 from server.metrics import Metrics
 
 
@@ -109,3 +112,49 @@ def test_no_victim_is_counted_twice_where_much_was_unloaded(metrics: Metrics, go
     assert books.make_room(900)
     assert books.used_bytes + 900 <= books.budget_bytes and len(set(gone)) == len(gone) == 9
     books.check_integrity()
+
+
+class TestReserves:
+    @pytest.fixture
+    def books(self, metrics: Metrics, gone: list[str]) -> Books:
+        reserves = Reserves(["acme-*=200", "other-*=100"])
+        return Books(Tier.HOST, 500, metrics, lambda entry: gone.append(entry.adapter.manifest.name), reserves)
+
+    def put(self, books: Books, *names: str) -> None:
+        for name in names:
+            books.check_fits(100, name)
+            assert books.make_room(100, name)
+            books.add(Entry(make_adapter(name), 100))
+            books.check_integrity()
+
+    def test_others_do_not_take_what_is_reserved(self, books: Books, gone: list[str]) -> None:
+        self.put(books, "acme-1", "acme-2", "acme-3", "x", "y", "z", "w")
+        assert gone == ["acme-1", "x"]
+        self.put(books, "v", "u")
+        assert sum(name.startswith("acme-") for name in gone) == 1
+
+    def test_its_own_make_room_among_themselves(self, books: Books, gone: list[str]) -> None:
+        self.put(books, "acme-1", "acme-2", "x", "y", "z")
+        books.lease(books.find(make_adapter("x").digest))  # type: ignore[arg-type]
+        self.put(books, "acme-3")
+        assert gone == ["acme-1"]
+
+    def test_what_nobody_holds_is_free_for_all(self, books: Books, gone: list[str]) -> None:
+        self.put(books, "v", "w", "x", "y", "z")
+        assert gone == []
+
+    def test_who_cannot_fit_beside_the_reserves_is_told(self, books: Books) -> None:
+        self.put(books, "acme-1", "acme-2", "other-1")
+        with pytest.raises(Overloaded, match="reserves of others 300"):
+            books.check_fits(250, "x")
+        books.check_fits(250, "acme-9")
+
+    @pytest.mark.parametrize("rule", ["acme-*", "=5", "a=b", "a=-1", "a=1.5"])
+    def test_what_is_no_rule_is_refused(self, rule: str) -> None:
+        with pytest.raises(InvalidInput, match="PATTERN=BYTES"):
+            Reserves([rule])
+
+
+def test_reserves_have_to_fit(metrics: Metrics) -> None:
+    with pytest.raises(InvalidInput, match="reserves of 301 bytes are more than host_bytes 300"):
+        HostTier(300, metrics, lambda digest: None, ["a*=301"])

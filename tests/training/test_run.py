@@ -228,3 +228,16 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         app, ["train", "--task", "text-classification", "--train", "nowhere.csv", "--output", str(tmp_path / "a")]
     )
     assert done.exit_code == 2 and "nowhere.csv does not exist" in done.output
+
+
+def test_a_step_that_would_not_fit_is_refused_with_the_remedy(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.run._free_bytes", lambda device: 100_000)
+    plan = Plan(
+        str(base), "text-classification", rows(tmp_path / "train.csv", 48, 0), None, None, tmp_path / "out" / "big",
+        training=QUICK,
+    )  # fmt: skip
+    with pytest.raises(InvalidInput, match="a step over 16 texts of up to 9 tokens needs about .* batch size of"):
+        train(plan, lambda *_: None)
+    assert not plan.output.exists() and not plan.work.exists()

@@ -31,7 +31,7 @@ def test_settings_shown_are_all_settings_with_their_defaults() -> None:
         assert shown[name].keys() == defaults.keys()
         free = {"base", "adapters", "compositions"}
         assert {k: v for k, v in shown[name].items() if k not in free} == {
-            k: v for k, v in defaults.items() if k not in free
+            k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items() if k not in free
         }
 
 

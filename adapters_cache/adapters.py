@@ -399,9 +399,10 @@ class Adapters:
     def _point(self, record: Record, wanted: Versions) -> None:
         """Move a name, and let go of what nothing points to any more."""
         dropped = set(record.history) - {wanted.digest, *wanted.shares, *wanted.history}
+        before = record.digests
         changed = self._registry.point(record, wanted.digest, wanted.shares)
         record.history = wanted.history
-        self._update_pins(changed)
+        self._update_pins({*before, *record.digests})  # a version beside may have become the one that is pinned
         self._note_versions(record)
         for digest in changed | dropped:
             self._discard(digest)

@@ -147,8 +147,9 @@ class Registry:
         return digest in self._aliases
 
     def is_pinned(self, digest: str) -> bool:
-        """Whether any name that points to `digest` is pinned."""
-        return any(self._records[name].is_pinned for name in self._aliases.get(digest, ()))
+        """Whether any name that points to `digest` is pinned. Versions beside are not: nobody counted their room."""
+        records = (self._records[name] for name in self._aliases.get(digest, ()))
+        return any(record.is_pinned and record.digest == digest for record in records)
 
 
 def _point(text: str) -> float:

@@ -89,3 +89,12 @@ def test_digest_is_pinned_while_any_of_its_names_is(registry: Registry) -> None:
     assert registry.is_pinned("d")
     registry.point(one, "e")
     assert not registry.is_pinned("d") and registry.is_pinned("e")
+
+
+def test_a_version_beside_is_not_pinned_with_its_name(registry: Registry) -> None:
+    record = registry.get("sst")
+    record.is_pinned = True
+    registry.point(record, "d", {"e": 10})
+    assert registry.is_pinned("d") and not registry.is_pinned("e")
+    registry.point(record, "e", {"d": 10})
+    assert registry.is_pinned("e") and not registry.is_pinned("d")

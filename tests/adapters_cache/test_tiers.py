@@ -210,6 +210,18 @@ class TestVersions:
         status = await adapters.split("a", {old[:8]: 100})
         assert await digest_of(adapters, "a") == old and [v.digest for v in status.versions] == [old, new]
 
+    async def test_the_pin_goes_with_what_the_name_points_to(self, start: Start, folder: Path, base: BaseInfo) -> None:
+        adapters = await start()
+        old, new = await two_versions(adapters, folder, base, 10)
+        await adapters.pin("a", True)
+        assert adapters._host._books._pinned == {old}
+        await adapters.split("a", {new: 60})
+        assert adapters._host._books._pinned == {old}
+        await adapters.split("a", {new: 100})
+        assert adapters._host._books._pinned == {new}
+        await adapters.unload("a")
+        assert adapters._host._books._pinned == set()
+
     async def test_only_so_many_are_kept(self, start: Start, folder: Path, base: BaseInfo, tmp_path: Path) -> None:
         adapters = await start(kept_versions=1)
         digests = [await digest_of(adapters, "a")]

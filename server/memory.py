@@ -13,6 +13,7 @@ from torch import Tensor
 # mallopt's own numbers, and what they are set to.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 KEPT_BYTES = 512 << 20  # of freed memory; what lies beyond goes back to the system
+TURN_S = 5e-4  # of a thread that others wait for
 STEP_BYTES = 64 << 20  # asked of the system at a time
 
 
@@ -33,12 +34,16 @@ def keep_freed_memory() -> bool:
 
 
 def settle() -> None:
-    """Take what is alive now for permanent: the garbage collector does not look at it again.
+    """Set the interpreter up for serving, once everything has started.
 
-    A full collection over a loaded torch and thousands of known adapters stops every thread for a third of a second.
+    What is alive now is permanent: the garbage collector does not look at it again, for a full collection over a loaded
+    torch and thousands of known adapters stops every thread for a third of a second. And threads take turns more often:
+    one that comes back from the system, or from torch, waits for a busy event loop until its turn is over, which made
+    cold loads take seconds.
     """
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(TURN_S)
 
 
 def compute_with(num_threads: int) -> None:

@@ -266,7 +266,7 @@ class TestVersions:
         async def ask(number: int) -> None:
             while not is_over:
                 seen.add(await digest_of(adapters, "a", f"{number}"))
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
 
         askers = [asyncio.create_task(ask(number)) for number in range(20)]
         new = (await adapters.load("a", 50))[0].versions[1].digest

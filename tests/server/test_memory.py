@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from server.memory import compute_with, settle
+from server.memory import TURN_S, compute_with, settle
 
 # Page faults of one more block of 40 MB, after many were freed: the first ones may not fit exactly.
 SCRIPT = """
@@ -84,9 +84,10 @@ def test_a_thread_computes_with_its_own_number_whatever_others_set_since() -> No
 
 
 def test_what_was_alive_is_not_looked_at_again() -> None:
-    kept = [object() for _ in range(10)]
+    kept, turn_s = [object() for _ in range(10)], sys.getswitchinterval()
     try:
         settle()
-        assert gc.get_freeze_count() > 0 and kept
+        assert gc.get_freeze_count() > 0 and kept and sys.getswitchinterval() == pytest.approx(TURN_S)
     finally:
         gc.unfreeze()
+        sys.setswitchinterval(turn_s)

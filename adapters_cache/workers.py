@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,7 @@ RETRY_AFTER_S = 5.0
 
 
 class Workers:
-    """On the event loop's thread; the work itself runs in threads that end with it.
+    """On the event loop's thread; the work itself runs in others.
 
     Whatever is done about one name runs in one thread at a time, also after its caller has given up. A thread whose
     caller has given up makes room for another: what hangs, a network file system say, costs its own callers only.
@@ -26,6 +27,7 @@ class Workers:
     def __init__(self, place: str, num_threads: int) -> None:
         """place   what is read, for messages"""
         self._place = place
+        self._threads = _Threads(place)
         self._permits = asyncio.Semaphore(num_threads)
         self._busy: dict[str, asyncio.Future[Any]] = {}  # by name, until the thread has ended
         self._given_up = 0
@@ -51,7 +53,7 @@ class Workers:
             done.cancel()
             raise
         try:
-            threading.Thread(target=_run, args=(done, work, arguments), name=self._place, daemon=True).start()
+            self._threads.submit(lambda: _run(done, work, arguments))
         except RuntimeError as error:
             del self._busy[name]
             self._permits.release()
@@ -85,13 +87,35 @@ class Workers:
             raise
 
 
+class _Threads:
+    """Threads that wait for work, as many as there was work at the same time. `submit` in one thread only.
+
+    Daemons: one that hangs does not keep the process from its end.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Raises RuntimeError where no thread can be had."""
+        if not self._idle.acquire(blocking=False):
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        self._work.put(work)
+
+    def _run(self) -> None:
+        compute_with(1)  # without workers of its own, see server/threads.py
+        while True:
+            self._work.get()()
+            self._idle.release()
+
+
 def _run(done: asyncio.Future[Any], work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
-    loop = done.get_loop()
-    compute_with(1)  # without workers of its own, see server/threads.py
     outcome: Any
     try:
         outcome, tell = work(*arguments), done.set_result
     except BaseException as error:
         outcome, tell = error, done.set_exception
     with suppress(RuntimeError):  # the loop has ended meanwhile
-        loop.call_soon_threadsafe(tell, outcome)
+        done.get_loop().call_soon_threadsafe(tell, outcome)

@@ -6,6 +6,8 @@ import ctypes
 import gc
 import mmap
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,17 +35,24 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in wanted.items()])
 
 
-def settle() -> None:
-    """Set the interpreter up for serving, once everything has started.
+@contextmanager
+def settled() -> Iterator[None]:
+    """Have the interpreter set up for serving, once everything has started.
 
     What is alive now is permanent: the garbage collector does not look at it again, for a full collection over a loaded
     torch and thousands of known adapters stops every thread for a third of a second. And threads take turns more often:
     one that comes back from the system, or from torch, waits for a busy event loop until its turn is over, which made
     cold loads take seconds.
     """
+    before = sys.getswitchinterval()
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+        gc.unfreeze()  # what ends with the process is told so
 
 
 def compute_with(num_threads: int) -> None:

@@ -33,13 +33,13 @@ def run(
     from loadtest.fleet.bench import run as measure
     from loadtest.fleet.report import print_report, write_report
     from loadtest.peers.environments import DEFAULT_FOLDER
-    from server.memory import settle
+    from server.memory import settled
 
     plan = Plan(num=adapters, num_host=host, num_device=device, seconds=seconds)
     if quick:
         plan = replace(plan, num=1_000, num_host=200, num_device=64, num_large=20, seconds=seconds / 10, rounds=3)
-    settle()  # as a server does; the base comes later and is small
-    report = measure(plan, environments or DEFAULT_FOLDER, shlex.join(["python", "-m", "loadtest", *sys.argv[1:]]))
+    with settled():  # as a server is; the base comes later and is small
+        report = measure(plan, environments or DEFAULT_FOLDER, shlex.join(["python", "-m", "loadtest", *sys.argv[1:]]))
     print_report(report)
     if output:
         write_report(output, report)

@@ -88,15 +88,15 @@ def run_until_signal(config: ServerConfig) -> None:
 
 async def _serve(config: ServerConfig) -> None:
     from server.app import App
-    from server.memory import settle
+    from server.memory import settled
     from training.service import services
 
     stop = stop_signal()
     app = App(config, services)
     await app.start()
-    settle()
     try:
-        await stop.wait()
+        with settled():
+            await stop.wait()
     finally:
         await app.stop()
 

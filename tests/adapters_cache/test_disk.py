@@ -157,7 +157,7 @@ def test_what_cannot_be_opened_for_a_moment_stays(
     adapter = made(1)
     tier.put(adapter)
 
-    def refuse(self: Path, mode: str) -> None:
+    def refuse(self: Path, mode: str, buffering: int = -1) -> None:
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:

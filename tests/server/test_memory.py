@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from server.memory import TURN_S, compute_with, settle
+from server.memory import TURN_S, compute_with, settled
 
 # Page faults of one more block of 40 MB, after many were freed: the first ones may not fit exactly.
 SCRIPT = """
@@ -83,11 +83,8 @@ def test_a_thread_computes_with_its_own_number_whatever_others_set_since() -> No
     assert seen == [own]
 
 
-def test_what_was_alive_is_not_looked_at_again() -> None:
-    kept, turn_s = [object() for _ in range(10)], sys.getswitchinterval()
-    try:
-        settle()
-        assert gc.get_freeze_count() > 0 and kept and sys.getswitchinterval() == pytest.approx(TURN_S)
-    finally:
-        gc.unfreeze()
-        sys.setswitchinterval(turn_s)
+def test_what_was_alive_is_not_looked_at_again_and_threads_take_turns_more_often() -> None:
+    turn_s = sys.getswitchinterval()
+    with settled():
+        assert gc.get_freeze_count() > 0 and sys.getswitchinterval() == pytest.approx(TURN_S)
+    assert gc.get_freeze_count() == 0 and sys.getswitchinterval() == turn_s

@@ -370,6 +370,8 @@ class Adapters:
             self._check_kept(adapter)
             wanted = versions.shared(record, adapter.digest, flight.percent, num_kept)
         else:
+            if flight.is_explicit and record.digest:
+                self._check_pin_moves(record, adapter)
             self._describe(record, adapter)
             wanted = versions.moved(record, adapter.digest, num_kept)
         if flight.is_explicit:
@@ -377,6 +379,25 @@ class Adapters:
         record.stamp = flight.stamp or record.stamp
         record.loaded_at, record.error = time.time(), ""
         self._point(record, wanted)
+
+    def _check_pin_moves(self, record: Record, adapter: Adapter) -> None:
+        """Raises Overloaded where a pinned name's next version would leave too little to the others."""
+        if not record.is_pinned:
+            return
+        moved = replace(record, manifest=adapter.manifest, sizes=self._sizes_of(adapter))
+        records = [moved if other is record else other for other in self._registry.records()]
+        try:
+            check_pin(moved, records, self._budgets)
+        except Overloaded:
+            self._discard(adapter.digest)
+            raise
+
+    def _sizes_of(self, adapter: Adapter) -> Mapping[Tier, int]:
+        return {Tier.HOST: adapter.size_bytes, Tier.DEVICE: self._residency.slot_bytes(adapter)}
+
+    @property
+    def _budgets(self) -> Mapping[Tier, int]:
+        return {Tier.HOST: self._host.budget_bytes, Tier.DEVICE: self._residency.budget_bytes}
 
     def _check_kept(self, adapter: Adapter) -> None:
         """Raises Overloaded for a version that the next eviction would lose."""
@@ -392,7 +413,7 @@ class Adapters:
         """What is known of a name is of the adapter that it points to."""
         head = adapter.spec.head
         record.manifest = replace(adapter.manifest, name=record.name)
-        record.sizes = {Tier.HOST: adapter.size_bytes, Tier.DEVICE: self._residency.slot_bytes(adapter)}
+        record.sizes = self._sizes_of(adapter)
         record.task, record.labels = adapter.spec.task.value, head.labels if head else ()
         record.heads = tuple(own.name for own in adapter.spec.all_heads)
 
@@ -547,6 +568,7 @@ class Adapters:
                 wanted = versions.split(record, asked, self._config.kept_versions)  # something may have moved meanwhile
                 if lease.adapter is None or lease.adapter.digest != wanted.digest:
                     raise Unavailable(f"adapter {name!r} moved while its versions were divided; try again")
+                self._check_pin_moves(record, lease.adapter)
                 self._describe(record, lease.adapter)
                 self._point(record, wanted)
         else:
@@ -622,8 +644,7 @@ class Adapters:
         lease = await self.ready(name) if is_pinned else None
         try:
             if is_pinned and not record.is_pinned:
-                budgets = {Tier.HOST: self._host.budget_bytes, Tier.DEVICE: self._residency.budget_bytes}
-                check_pin(record, self._registry.records(), budgets)
+                check_pin(record, self._registry.records(), self._budgets)
             self._set_pin(record, is_pinned)
         finally:
             if lease is not None:

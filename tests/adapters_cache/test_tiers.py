@@ -663,6 +663,23 @@ async def test_what_the_configuration_names_and_what_is_pinned_is_loaded_at_star
     assert adapters.get("b").tier is Tier.ORIGIN
 
 
+async def test_a_pinned_adapter_does_not_grow_beyond_what_may_be_pinned(
+    start: Start, folder: Path, base: BaseInfo
+) -> None:
+    adapters = await start()
+    before = await digest_of(adapters, "a")
+    largest = adapters.get("a").host_bytes
+    adapters = await start(host_bytes=14 * largest)
+    await adapters.pin("a", True)
+    make_adapter(folder / "a", base, seed=7, head=HEADS[0], config="seq_bn[reduction_factor=1]")
+    with pytest.raises(Overloaded, match="with 'a' pinned"):
+        await adapters.load("a")
+    assert await digest_of(adapters, "a") == before
+    await adapters.pin("a", False)
+    status, _ = await adapters.load("a")
+    assert status.host_bytes > 2 * largest
+
+
 async def test_what_nobody_asks_for_leaves_memory(start: Start) -> None:
     adapters = await start(idle_ttl_s=0.1)
     await digest_of(adapters, "a")

@@ -1,4 +1,4 @@
-"""The disk tier: lowered adapters as checksummed safetensors, ready to be copied into memory.
+"""The disk tier: lowered adapters as checksummed safetensors, served from the memory that they are read into.
 
 <folder>/converted/<digest>.<dtype>.safetensors   one tensor, `weights`; what it means lies in the file's metadata
 <folder>/converted/<hex>.partial                  being written; what lies there at start was left by a kill

@@ -28,13 +28,15 @@ from adapters_cache.index import Index, restore
 from adapters_cache.loader import Loader
 from adapters_cache.origin import Listed, Listing, Origin
 from adapters_cache.pins import check_pin
+from adapters_cache.prefetch import Prefetcher
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from adapters_cache.sources import FolderSource, Source
+from adapters_cache.statuses import Page, Statuses
 from adapters_cache.versions import History, Versions
 from adapters_cache.watch import News, Watch
 from server.config import CacheConfig
-from server.core import BASE, Adapter, AdapterStatus, BaseInfo, Tier, VersionStatus, Wanted
+from server.core import BASE, Adapter, AdapterStatus, BaseInfo, Tier, Wanted
 from server.errors import (
     AdapterChanged,
     AdapterdError,
@@ -49,7 +51,6 @@ from server.metrics import Metrics
 log = logging.getLogger(__name__)
 ALL = Wanted()
 LOAD = "load"  # the flights that Load takes off, beside those by digest
-Page = tuple[list[AdapterStatus], int]
 Check = Callable[[Adapter], Awaitable[None]]
 
 
@@ -106,14 +107,14 @@ class Adapters:
             weights=weights,
             pin_memory=pin_memory,
         )
+        self._statuses = Statuses(self._registry, self._disk, self._host, residency)
+        self._prefetcher = Prefetcher(self._bring, max(1, config.max_concurrent_loads // 2))
         self._flights: dict[tuple[str, str], Flight] = {}  # the newest of each name and version, and of each Load
         self._all_flights: set[Flight] = set()
         self._unloading: Counter[str] = Counter()  # digests whose device bytes an unload is going to count
         self._loads: Counter[str] = Counter()  # calls of Load under way, by name
         self._history = History()
         self._rows: dict[str, Mapping[str, Any]] = {}  # of the index, that no origin has shown again so far
-        self._wanted: dict[str, None] = {}  # names to be prefetched
-        self._prefetchers: set[asyncio.Task[None]] = set()
         self.on_change: Callable[[], Awaitable[None]] = _nothing  # folders hold other compositions than before
         self._watch = Watch(self._origin, self.refresh, config.watch_s)
         self._expiry: asyncio.Task[None] | None = None
@@ -197,8 +198,7 @@ class Adapters:
         await self._watch.stop()
         if self._expiry is not None:
             self._expiry.cancel()
-        for task in self._prefetchers:
-            task.cancel()
+        self._prefetcher.stop()
         for flight in list(self._all_flights):
             await flight.cancel()
         if self._index is not None:
@@ -224,10 +224,12 @@ class Adapters:
         self._metrics.cache_miss(Tier.HOST)
         if digest in record.shares:
             return await self._ready_share(record, digest, key)
-        return await self._join(self._flights.get((name, "")) or self._flight_of(record))
+        return await self._join(self._flight_of(record))
 
     def _flight_of(self, record: Record) -> Flight:
         """What brings the adapter that a name points to: a Load that is under way does where nothing else can."""
+        if (flight := self._flights.get((record.name, ""))) is not None:
+            return flight
         loading = self._flights.get((record.name, LOAD))
         is_on_disk = self._disk is not None and bool(record.digest) and record.digest in self._disk
         if loading is not None and loading.percent == 100 and not is_on_disk:
@@ -250,30 +252,19 @@ class Adapters:
         Raises AdapterNotFound before any is begun.
         """
         records = [self._registry.get(name) for name in names]
-        cold = [record.name for record in records if self._is_cold(record) and record.name not in self._wanted]
-        self._wanted |= dict.fromkeys(cold)
-        for _ in range(min(len(cold), self._num_prefetchers - len(self._prefetchers))):
-            task = asyncio.create_task(self._prefetch())
-            self._prefetchers.add(task)
-            task.add_done_callback(self._prefetchers.discard)
+        cold = [record.name for record in records if self._is_cold(record) and record.name not in self._prefetcher]
+        self._prefetcher.add(cold)
         return len(cold)
 
-    async def _prefetch(self) -> None:
-        while self._wanted:
-            name = next(iter(self._wanted))
-            del self._wanted[name]
-            record = self._registry.find(name)
-            if record is not None and self._is_cold(record):
-                with suppress(AdapterdError):  # whoever asks for it is told
-                    (await self._join(self._flight_of(record))).release()
+    async def _bring(self, name: str) -> None:
+        record = self._registry.find(name)
+        if record is not None and self._is_cold(record):
+            with suppress(AdapterdError):  # whoever asks for it is told
+                (await self._join(self._flight_of(record))).release()
 
     def _is_cold(self, record: Record) -> bool:
         is_there = bool(record.digest) and self._host.bytes_of(record.digest) > 0
         return not is_there and (record.name, "") not in self._flights
-
-    @property
-    def _num_prefetchers(self) -> int:
-        return max(1, self._config.max_concurrent_loads // 2)
 
     def _matching(self, pattern: str) -> list[str]:
         return [record.name for record in self._registry.records() if fnmatchcase(record.name, pattern)]
@@ -476,7 +467,10 @@ class Adapters:
         Registers the name if its folder is new. Raises as `ready` does; then the name still points where it did.
         InvalidInput where there is nothing to share the requests with.
         """
-        self._check_percent(percent)
+        if not 0 <= percent <= 100:
+            raise InvalidInput(f"percent {percent} is not between 0 and 100")
+        if percent < 100:
+            self._require_disk()
         if name == BASE:
             raise InvalidInput(f"{BASE!r} is the base model itself and always loaded")
         self._loads[name] += 1
@@ -489,7 +483,7 @@ class Adapters:
         record, flight = await self._loading(name, 100)
         previous = record.digest
         (await self._join(flight)).release()
-        return self._status(record), previous
+        return self._statuses.of(record), previous
 
     async def _load_beside(self, name: str, percent: int) -> tuple[AdapterStatus, str]:
         """Have what the name points to kept on disk first: its origin holds something else."""
@@ -499,7 +493,7 @@ class Adapters:
             raise InvalidInput(f"adapter {name!r} is not loaded, so no version can share its requests; load it first")
         with self._history.hold(previous):
             lease = self._host.acquire(previous)
-            with lease or await self._join(self._flights.get((name, "")) or self._flight_of(record)) as held:
+            with lease or await self._join(self._flight_of(record)) as held:
                 assert held.adapter is not None
                 await self._loader.keep(held.adapter)
                 self._check_kept(held.adapter)
@@ -507,7 +501,7 @@ class Adapters:
             (await self._join(flight)).release()
         if self._index is not None:
             await self._index.flush()
-        return self._status(record), previous
+        return self._statuses.of(record), previous
 
     async def _loading(self, name: str, percent: int) -> tuple[Record, Flight]:
         """A name and the read of its origin, which begins now unless one is about to."""
@@ -560,7 +554,7 @@ class Adapters:
         Kept on disk when this returns. Raises AdapterNotFound, InvalidInput, and as `ready` does where what the name is
         to point to cannot be loaded; then nothing has changed.
         """
-        self._check_percent(0)
+        self._require_disk()
         record = self._registry.get(name)
         wanted = versions.split(record, asked, self._config.kept_versions)
         if wanted.digest != record.digest:
@@ -575,15 +569,14 @@ class Adapters:
             self._point(record, wanted)
         if self._index is not None:
             await self._index.flush()
-        return self._status(record)
+        return self._statuses.of(record)
 
-    def _check_percent(self, percent: int) -> None:
-        if percent != 100 and self._disk is None:
+    def _require_disk(self) -> None:
+        """Raises InvalidInput where nothing could keep several versions."""
+        if self._disk is None:
             raise InvalidInput(
                 "several versions of one adapter need a disk tier: start with --set cache.disk_path=FOLDER"
             )
-        if not 0 <= percent <= 100:
-            raise InvalidInput(f"percent {percent} is not between 0 and 100")
 
     async def refresh(self, news: News) -> list[str]:
         """Take over what a look at a place found: adapters that are new or were replaced, and those that left.
@@ -651,7 +644,7 @@ class Adapters:
                 lease.release()
         if self._index is not None:
             await self._index.flush()
-        return self._status(record)
+        return self._statuses.of(record)
 
     def _set_pin(self, record: Record, is_pinned: bool) -> None:
         record.is_pinned = is_pinned
@@ -661,16 +654,7 @@ class Adapters:
 
     def list(self, wanted: Wanted = ALL, *, after: str = "", limit: int = 100) -> Page:
         """Give a page of statuses by name, behind the name `after`, and the number of adapters that are wanted."""
-        if not (wanted.task or wanted.tier):
-            records, total = self._registry.page(wanted.prefix, after, limit)
-            return [self._status(record) for record in records], total
-        records, _ = self._registry.page(wanted.prefix, "", len(self._registry))
-        fitting = [record for record in records if self._fits(record, wanted)]
-        return [self._status(record) for record in [own for own in fitting if own.name > after][:limit]], len(fitting)
-
-    def _fits(self, record: Record, wanted: Wanted) -> bool:
-        is_of_task = not wanted.task or record.task == wanted.task
-        return is_of_task and (wanted.tier is None or self._tier(record.digest) is wanted.tier)
+        return self._statuses.page(wanted, after, limit)
 
     def is_split(self, name: str) -> bool:
         """Whether several digests answer requests for a name."""
@@ -679,47 +663,7 @@ class Adapters:
 
     def get(self, name: str) -> AdapterStatus:
         """Raises AdapterNotFound."""
-        return self._status(self._registry.get(name))
-
-    def _status(self, record: Record) -> AdapterStatus:
-        host_bytes = self._host.bytes_of(record.digest)
-        device_bytes = self._residency.bytes_of(record.digest)
-        disk_bytes = self._disk.bytes_of(record.digest) if self._disk is not None else 0
-        return AdapterStatus(
-            name=record.name,
-            tier=self._tier(record.digest),
-            manifest=record.manifest,
-            task=record.task,
-            labels=record.labels,
-            host_bytes=host_bytes,
-            device_bytes=device_bytes,
-            disk_bytes=disk_bytes,
-            is_pinned=record.is_pinned,
-            loaded_at=record.loaded_at,
-            last_used_at=record.last_used_at,
-            error=record.error,
-            heads=record.heads,
-            versions=self._versions(record),
-        )
-
-    def _tier(self, digest: str) -> Tier:
-        """The nearest one that holds it."""
-        if self._residency.bytes_of(digest):
-            return Tier.DEVICE
-        if self._host.bytes_of(digest):
-            return Tier.HOST
-        return Tier.DISK if self._disk is not None and digest in self._disk else Tier.ORIGIN
-
-    def _versions(self, record: Record) -> tuple[VersionStatus, ...]:
-        """Of a name that has several, the one that it points to first."""
-        if not (record.shares or record.history):
-            return ()
-        percents = {
-            record.digest: 100 - sum(record.shares.values()),
-            **record.shares,
-            **dict.fromkeys(record.history, 0),
-        }
-        return tuple(VersionStatus(digest, percent, self._tier(digest)) for digest, percent in percents.items())
+        return self._statuses.of(self._registry.get(name))
 
     @property
     def is_loading(self) -> bool:

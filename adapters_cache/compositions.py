@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from adapters_cache.adapters import ALL, Adapters, Page
+from adapters_cache.adapters import ALL, Adapters
 from adapters_cache.catalog import FusionFacts, Named, find_fusion, scan
 from adapters_cache.naming import expanded, named_of
 from adapters_cache.registry import is_name
+from adapters_cache.statuses import Page
 from adapters_cache.targets import make_target
 from server.composition import Fuse, Leaf, Node, branches, fuses, last_leaf, leaves, text_of
 from server.config import CacheConfig

@@ -172,8 +172,7 @@ def restore(record: Record, row: Mapping[str, Any], stamp: str) -> tuple[str, Ma
     record.history = tuple(row["history"])
     record.last_used_at = row["last_used_at"]
     if row["stamp"] != stamp:
-        known = (row["digest"], *row["shares"], *row["history"])
-        record.history = tuple(dict.fromkeys(filter(None, known))) if len(known) > 1 else ()
+        record.history = tuple(dict.fromkeys(filter(None, (row["digest"], *row["shares"], *row["history"]))))
         return "", {}
     record.stamp = stamp
     record.manifest = Manifest(**row["manifest"]) if row["manifest"] else None

@@ -89,7 +89,7 @@ class ChurnReport:
         return (
             at_most(f"wrong answers, of {self.seen.answers:,}", self.seen.wrong, 0),
             at_most("errors of adapters that nothing was done to", sum(self.seen.unexpected.values()), 0),
-            at_most("memory, largest minute over smallest after the warm-up, minus 1", self.drift, 0.02),
+            at_most("memory, largest tenth over smallest after the warm-up, minus 1", self.drift, 0.02),
             at_most("bytes held after everything was unloaded", self.left_bytes, 0),
         )
 

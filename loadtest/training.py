@@ -166,7 +166,7 @@ def _row(example: Example) -> dict[str, Any]:
 
 
 def _numbered(example: Example, labels: Sequence[str]) -> list[Any]:
-    """Text or words with label numbers; a tag that does not occur in training is none."""
+    """Text or words with label numbers; a tag that does not occur in training is taken as outside."""
     index = {label: i for i, label in enumerate(labels)}
     if isinstance(example.label, tuple):
         return [example.text.split(), [index.get(tag, index["O"]) for tag in example.label]]

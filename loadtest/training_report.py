@@ -15,7 +15,8 @@ weight decay and early stopping, which are the defaults of `adapterd train`; fir
 are each one's own, from the seed. After every epoch both validate, keep a checkpoint, and end with the best epoch's.
 
 Ours is the command `adapterd train`, with its report and card; AdapterHub's is its library's `AdapterTrainer` with
-batches padded to their longest text. Its base has dropout on while it trains, ours never. Wall time is that of the
+batches padded to their longest text. Its base has dropout on while it trains, ours never; of the
+epochs it keeps the one with most labels right, ours the one best by the metric shown. Wall time is that of the
 whole process. They run in turn."""
 
 

@@ -28,6 +28,7 @@ from server.model.slots import SlotBank
 
 WORKER = Path(__file__).parents[1] / "peers" / "workers" / "adapterhub_hotswap.py"
 KEPT = 25
+LOADING_S = 300.0  # what the library may take besides the requests
 SLOT = 1
 
 
@@ -81,9 +82,13 @@ class HotSwap:
                 "output": str(output),
             }
             job.write_text(json.dumps(facts), encoding="utf-8")
-            done = subprocess.run([str(python), "-E", "-s", str(WORKER), str(job)], capture_output=True, text=True)
-            if done.returncode:
-                raise PeerFailed(last_line(done.stderr))
+            command = [str(python), "-E", "-s", str(WORKER), str(job)]
+            try:
+                subprocess.run(command, capture_output=True, text=True, timeout=limit_s + LOADING_S, check=True)
+            except subprocess.CalledProcessError as error:
+                raise PeerFailed(last_line(error.stderr)) from None
+            except subprocess.TimeoutExpired:
+                raise PeerFailed(f"no answer within {limit_s + LOADING_S:g} s") from None
             return float(json.loads(output.read_text())["per_s"])
 
     def _read(self, name: str) -> Adapter:

@@ -91,8 +91,9 @@ def _scenarios(report: FleetReport) -> Table:
 
 def _loads(report: FleetReport) -> Table:
     rows = [(t.name, f"{t.num:,}", f"{t.p50 * 1e3:.2f} ms", f"{t.p95 * 1e3:.2f} ms") for t in report.loads]
-    without, beside = report.hot
-    text = f"{without * 1e3:.1f} ms alone, {beside * 1e3:.1f} ms beside cold loads"
+    hot = report.hot
+    beside = f"{hot.beside * 1e3:.1f} ms beside {hot.loads_per_s:.0f} cold loads/s"
+    text = f"{hot.alone * 1e3:.1f} ms alone, {beside}"
     return Table(("load", "number", "p50", "p95"), [*rows, ("p99 of hot requests", "", text, "")])
 
 

@@ -117,7 +117,9 @@ async def test_a_restart_reads_no_origin(start: Start, reads: list[str]) -> None
 async def test_what_changed_while_nobody_ran_is_read_again(start: Start, folder: Path, base: BaseInfo) -> None:
     before = await digest_of(await start(), "a")
     replace_whole(folder / "a", base, 7)
-    assert await digest_of(await start(), "a") != before
+    adapters = await start()
+    after = await digest_of(adapters, "a")
+    assert after != before and [version.digest for version in adapters.get("a").versions] == [after, before]
 
 
 async def test_a_name_keeps_its_digest_from_disk_when_its_folder_changes(
@@ -594,7 +596,11 @@ class TestRegistries:
         await adapters.refresh(News(str(folder), {}, ["a"], False))
         assert await digest_of(adapters, "a") != own
 
-    async def test_a_registry_that_is_not_there_costs_nobody_else(self, start: Start, tmp_path: Path) -> None:
+    async def test_a_registry_that_is_not_there_costs_nobody_else(
+        self, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "origins.toml").write_text('["hub:nobody"]\nendpoint = "http://127.0.0.1:9"\n')
+        monkeypatch.setenv("ADAPTERD_ORIGINS", str(tmp_path / "origins.toml"))
         adapters = await start(registries=("hub:nobody", str(tmp_path / "empty")))
         await digest_of(adapters, "a")
 

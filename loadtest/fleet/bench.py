@@ -123,11 +123,7 @@ class FleetReport:
             at_most("p95 of uniform requests / of those where all are resident", spread.p95 / resident.p95, 1.5),
             at_most("p95 of placing an adapter on the device, ms", times["host to device"].p95 * 1e3, 1.0),
             at_most("p95 of a 2 MB adapter's load from a warm disk, ms", times["disk to host, 2 MB"].p95 * 1e3, 10.0),
-            at_most(
-                f"p99 of hot requests beside {COLD_PER_S} cold loads/s / without",
-                self.hot.beside / self.hot.alone,
-                1.05,
-            ),
+            at_most(f"p99 of hot requests beside {COLD_PER_S} cold loads/s / without", hot.beside / hot.alone, 1.05),
             at_most(f"start over {self.plan.num:,} known adapters, s beyond the base's", self.start_s, START_S),
         ]
         for swap in past:

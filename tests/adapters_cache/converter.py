@@ -16,6 +16,7 @@ from server.core import Adapter
 from server.errors import AdapterdError
 from server.metrics import Metrics
 
+KEPT = "kept"  # what lies on disk and in the index of this one only has to be there after every kill
 BASE = make_base(hidden_size=32, num_layers=3)
 
 
@@ -47,7 +48,7 @@ def convert(folder: Path, has_begun: Event) -> None:
 async def _convert(folder: Path, has_begun: Event) -> None:
     adapters = make(folder)
     await adapters.start()
-    names = [status.name for status in adapters.list(limit=1000)[0]]
+    names = [status.name for status in adapters.list(limit=1000)[0] if status.name != KEPT]
     has_begun.set()
     while True:
         await asyncio.gather(*(_turn(adapters, name) for name in names))

@@ -55,15 +55,34 @@ def kill_one(folder: Path, rng: random.Random) -> None:
     process.join()
 
 
-async def check(folder: Path, wanted: dict[str, Adapter]) -> None:
+async def divide(folder: Path) -> dict[str, int]:
+    """Give an adapter two versions, pin it; percentages by digest. Only the index knows of either from now on."""
+    place = folder / "adapters" / converter.KEPT
+    make_adapter(place, converter.BASE, seed=90, head=HEADS[0])
+    adapters = converter.make(folder)
+    await adapters.start()
+    (await adapters.ready(converter.KEPT)).release()
+    make_adapter(place, converter.BASE, seed=91, head=HEADS[0])
+    await adapters.load(converter.KEPT, 40)
+    versions = (await adapters.pin(converter.KEPT, True)).versions
+    await adapters.stop()
+    return {version.digest: version.percent for version in versions}
+
+
+async def check(folder: Path, wanted: dict[str, Adapter], shares: dict[str, int]) -> None:
     adapters = converter.make(folder)
     await adapters.start()
     try:
+        kept = adapters.get(converter.KEPT)
+        assert {version.digest: version.percent for version in kept.versions} == shares and kept.is_pinned
         assert adapters._disk is not None
         for digest in adapters._disk.digests():  # what is there before anything is read is whole
-            [of_digest] = [adapter for adapter in wanted.values() if adapter.digest == digest]
             found = adapters._disk.get(digest)
-            assert found is not None and torch.equal(found.weights, of_digest.weights)
+            assert found is not None
+            if digest not in shares:
+                [of_digest] = [adapter for adapter in wanted.values() if adapter.digest == digest]
+                assert torch.equal(found.weights, of_digest.weights)
+        assert all(digest in adapters._disk for digest in shares)
         for name, adapter in wanted.items():
             with await adapters.ready(name) as lease:
                 assert lease.adapter is not None and lease.adapter.digest == adapter.digest
@@ -75,10 +94,11 @@ async def check(folder: Path, wanted: dict[str, Adapter]) -> None:
 
 
 def run(num_kills: int, folder: Path, wanted: dict[str, Adapter]) -> None:
-    rng = random.Random(0)
+    rng, shares = random.Random(0), asyncio.run(divide(folder))
+    assert sorted(shares.values()) == [40, 60]
     for _ in range(num_kills):
         kill_one(folder, rng)
-        asyncio.run(check(folder, wanted))
+        asyncio.run(check(folder, wanted, shares))
 
 
 @pytest.mark.timeout(300)

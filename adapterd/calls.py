@@ -53,7 +53,7 @@ UNLOAD = Rpc(f"/{ADAPTERS}/Unload", adapters_pb2.UnloadRequest, adapters_pb2.Unl
 PUBLISH = Rpc(f"/{ADAPTERS}/Publish", adapters_pb2.PublishRequest, adapters_pb2.PublishResponse)
 PIN = Rpc(f"/{ADAPTERS}/Pin", adapters_pb2.PinRequest, adapters_pb2.PinResponse)
 PREFETCH = Rpc(f"/{ADAPTERS}/Prefetch", adapters_pb2.PrefetchRequest, adapters_pb2.PrefetchResponse)
-SPLIT = Rpc(f"/{ADAPTERS}/Split", adapters_pb2.SplitRequest, adapters_pb2.SplitResponse)
+SET_TRAFFIC = Rpc(f"/{ADAPTERS}/SetTraffic", adapters_pb2.SetTrafficRequest, adapters_pb2.SetTrafficResponse)
 TRAIN = Rpc(f"/{TRAINING}/Train", training_pb2.TrainRequest, training_pb2.TrainResponse)
 
 # The standard health check of the whole server, by hand: grpcio-health-checking is no dependency of a client.

@@ -24,8 +24,8 @@ from adapterd.requests import (
     async_stream_messages,
     predict_request,
     publish_messages,
-    split_request,
     stream_messages,
+    traffic_request,
     train_messages,
 )
 from adapterd.v1 import adapters_pb2 as admin
@@ -148,12 +148,12 @@ class Client:
         """Say that adapters will be asked for soon; give how many loads that began."""
         return self._call(calls.PREFETCH, admin.PrefetchRequest(names=names), timeout).num_begun
 
-    def split(self, name: str, shares: Mapping[str, int], *, timeout: float | None = None) -> admin.Adapter:
+    def set_traffic(self, name: str, shares: Mapping[str, int], *, timeout: float | None = None) -> admin.Adapter:
         """Divide the requests for a name among its versions, percentages by digest; the rest stays where it is.
 
         100 percent to one version promotes it, or goes back to it.
         """
-        return self._call(calls.SPLIT, split_request(name, shares), timeout).adapter
+        return self._call(calls.SET_TRAFFIC, traffic_request(name, shares), timeout).adapter
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""
@@ -285,9 +285,9 @@ class AsyncClient:
         """See `Client.prefetch`."""
         return (await self._call(calls.PREFETCH, admin.PrefetchRequest(names=names), timeout)).num_begun
 
-    async def split(self, name: str, shares: Mapping[str, int], *, timeout: float | None = None) -> admin.Adapter:
-        """See `Client.split`."""
-        return (await self._call(calls.SPLIT, split_request(name, shares), timeout)).adapter
+    async def set_traffic(self, name: str, shares: Mapping[str, int], *, timeout: float | None = None) -> admin.Adapter:
+        """See `Client.set_traffic`."""
+        return (await self._call(calls.SET_TRAFFIC, traffic_request(name, shares), timeout)).adapter
 
     async def wait_ready(self, timeout: float = 60.0) -> None:
         """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""

@@ -28,7 +28,7 @@ class Options(TypedDict, total=False):
     pooling        how an adapter without a head makes one vector
     normalize      scale an embedding to unit length
     return_logits, return_tokens    also give the head's raw output, the tokens the model read
-    split_key      while versions of an adapter share its requests, equal keys are answered by the same one
+    sticky_key     while versions of an adapter share its requests, equal keys are answered by the same one
     """
 
     heads: str | Sequence[str]
@@ -43,7 +43,7 @@ class Options(TypedDict, total=False):
     normalize: bool
     return_logits: bool
     return_tokens: bool
-    split_key: str
+    sticky_key: str
 
 
 def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unpack[Options]) -> v1.PredictRequest:
@@ -60,7 +60,7 @@ def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unp
         parameters=_parameters(options),
         heads=_several(options.get("heads", ())),
         skip_layers=options.get("skip_layers", ()),
-        split_key=options.get("split_key", ""),
+        sticky_key=options.get("sticky_key", ""),
     )
 
 
@@ -126,9 +126,9 @@ def _parameters(options: Options) -> v1.Parameters:
 PIECE_BYTES = 1 << 20
 
 
-def split_request(name: str, shares: Mapping[str, int]) -> admin.SplitRequest:
+def traffic_request(name: str, shares: Mapping[str, int]) -> admin.SetTrafficRequest:
     """Percentages by digest."""
-    return admin.SplitRequest(
+    return admin.SetTrafficRequest(
         name=name, shares=[admin.Share(digest=digest, percent=percent) for digest, percent in shares.items()]
     )
 

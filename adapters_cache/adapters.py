@@ -548,7 +548,7 @@ class Adapters:
             for digest in digests:
                 self._forget(digest)
 
-    async def split(self, name: str, asked: Mapping[str, int]) -> AdapterStatus:
+    async def set_traffic(self, name: str, asked: Mapping[str, int]) -> AdapterStatus:
         """Divide the requests for a name among its versions, by digest; 100 percent to one promotes it or goes back.
 
         Kept on disk when this returns. Raises AdapterNotFound, InvalidInput, and as `ready` does where what the name is
@@ -556,10 +556,11 @@ class Adapters:
         """
         self._require_disk()
         record = self._registry.get(name)
-        wanted = versions.split(record, asked, self._config.kept_versions)
+        wanted = versions.divided(record, asked, self._config.kept_versions)
         if wanted.digest != record.digest:
             with await self._join(self._take_off(record, wanted.digest)) as lease:
-                wanted = versions.split(record, asked, self._config.kept_versions)  # something may have moved meanwhile
+                # again, for something may have moved meanwhile
+                wanted = versions.divided(record, asked, self._config.kept_versions)
                 if lease.adapter is None or lease.adapter.digest != wanted.digest:
                     raise Unavailable(f"adapter {name!r} moved while its versions were divided; try again")
                 self._check_pin_moves(record, lease.adapter)
@@ -656,7 +657,7 @@ class Adapters:
         """Give a page of statuses by name, behind the name `after`, and the number of adapters that are wanted."""
         return self._statuses.page(wanted, after, limit)
 
-    def is_split(self, name: str) -> bool:
+    def is_shared(self, name: str) -> bool:
         """Whether several digests answer requests for a name."""
         record = self._registry.find(name)
         return record is not None and bool(record.shares)

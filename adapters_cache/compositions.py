@@ -150,7 +150,7 @@ class Compositions:
             lease.release()
             raise _is_a_fusion(name, adapter)
         target = target_of(adapter)
-        version = (name, adapter.digest) if self._adapters.is_split(name) else None
+        version = (name, adapter.digest) if self._adapters.is_shared(name) else None
         return TargetLease(target, ((name, name if target.branches[0].head is not None else ""),), (lease,), version)
 
     def _tree(self, expression: str) -> tuple[Node | None, tuple[str, ...]]:
@@ -248,9 +248,9 @@ class Compositions:
         parts = {part: None for name in names for part in self._names(self._tree(name)[0])}
         return self._adapters.prefetch(list(parts))
 
-    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
         self._require_single(name)
-        return self._described(await self._adapters.split(name, shares))
+        return self._described(await self._adapters.set_traffic(name, shares))
 
     def _require_single(self, name: str) -> None:
         if name in self._named:

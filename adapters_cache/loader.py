@@ -84,8 +84,8 @@ class Loader:
                 raise Unavailable(f"version {wanted[:DIGEST_CHARS]} of {record.name!r} cannot be read; try again later")
             if flight.digest:
                 raise AdapterChanged(
-                    f"adapter {record.name!r} has no version {wanted[:DIGEST_CHARS]} on disk any more; call Split with"
-                    " another one",
+                    f"adapter {record.name!r} has no version {wanted[:DIGEST_CHARS]} on disk any more; call SetTraffic"
+                    " with another one",
                     adapter=record.name,
                 )
             self._failures.check(record.name)

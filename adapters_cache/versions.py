@@ -35,7 +35,7 @@ def shared(record: Record, digest: str, percent: int, num_kept: int) -> Versions
     return Versions(record.digest, shares, _history(record, {record.digest, digest}, num_kept))
 
 
-def split(record: Record, asked: Mapping[str, int], num_kept: int) -> Versions:
+def divided(record: Record, asked: Mapping[str, int], num_kept: int) -> Versions:
     """As asked, by digest or its first digits; the rest stays with what the name points to.
 
     Raises InvalidInput for versions that are not there, and for percentages that do not fit.

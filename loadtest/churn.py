@@ -198,7 +198,7 @@ class _World:
             name = self._names[min(int(rng.paretovariate(0.6)) - 1, self._plan.num - 1)]
             number = rng.randrange(NUM_TEXTS)
             question = Question(self._texts[number].source, (self._texts[number],))
-            work = Work(name, (question,), Parameters(), split_key=str(rng.randrange(50)))
+            work = Work(name, (question,), Parameters(), sticky_key=str(rng.randrange(50)))
             try:
                 computed = await server.engine.compute(work)
             except AdapterdError as error:
@@ -220,7 +220,7 @@ class _World:
         pinned: list[str] = []
         while True:
             name = rng.choice(self._names)
-            what = rng.choice(("load", "unload", "replace", "canary", "split", "pin", "prefetch"))
+            what = rng.choice(("load", "unload", "replace", "canary", "traffic", "pin", "prefetch"))
             try:
                 if what == "load":
                     await server.engine.load(name)
@@ -232,10 +232,10 @@ class _World:
                 elif what == "canary":
                     await self._replace(name, rng)
                     await server.engine.load(name, rng.randrange(100))
-                elif what == "split":
+                elif what == "traffic":
                     versions = (await server.engine.get(name)).versions
                     if versions:
-                        await server.engine.split(name, {rng.choice(versions).digest: rng.randrange(101)})
+                        await server.engine.set_traffic(name, {rng.choice(versions).digest: rng.randrange(101)})
                 elif what == "pin":
                     pinned.append(name)
                     await server.engine.pin(name, True)

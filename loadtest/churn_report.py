@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 RULES = f"""\
 {NUM_CALLERS} callers ask without pause, popular adapters more often, while one after the other is loaded, unloaded,
-replaced, tried as a version beside, split, pinned and prefetched; files on disk lose a bit or go, origins are cut off
-or hang. Every adapter has {NUM_VERSIONS} contents; each answer is compared with what the digest that it carries gives
-alone. An error is unexpected where nothing was done to that adapter in the {SETTLED_S:.0f} seconds before, nor to its
-file on disk since it was loaded last.
+replaced, tried as a version beside, given other shares, pinned and prefetched; files on disk lose a bit or go, origins
+are cut off or hang. Every adapter has {NUM_VERSIONS} contents; each answer is compared with what the digest that it
+carries gives alone. An error is unexpected where nothing was done to that adapter in the {SETTLED_S:.0f} seconds
+before, nor to its file on disk since it was loaded last.
 
 Memory is the process's resident set; the first {WARM_UP:.0%} of the time are its warm-up."""
 

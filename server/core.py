@@ -70,7 +70,7 @@ class Request:
     deadline      on the clock of `time.monotonic`, None means no limit
     heads         names of the heads that answer instead of the usual one
     skip_layers   layers without adapters
-    split_key     requests of equal keys are answered by the same version of an adapter
+    sticky_key    requests of equal keys are answered by the same version of an adapter
     """
 
     adapter: str
@@ -79,7 +79,7 @@ class Request:
     deadline: float | None = None
     heads: tuple[str, ...] = ()
     skip_layers: tuple[int, ...] = ()
-    split_key: str = ""
+    sticky_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

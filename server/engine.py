@@ -43,7 +43,7 @@ class Work:
     deadline: float | None = None
     heads: tuple[str, ...] = ()
     skip_layers: tuple[int, ...] = ()
-    split_key: str = ""
+    sticky_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +83,7 @@ class Engine(Protocol):
     async def unload(self, name: str) -> tuple[int, int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
     async def prefetch(self, names: Sequence[str]) -> int: ...
-    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
+    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
 
 
 class Adapters(Protocol):
@@ -100,7 +100,7 @@ class Adapters(Protocol):
     async def unload(self, name: str) -> tuple[int, int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
     def prefetch(self, names: Sequence[str]) -> int: ...
-    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
+    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
 
 
 class Scheduler(Protocol):
@@ -123,7 +123,7 @@ class LocalEngine:
     async def compute(self, work: Work) -> Computed:
         watch, started, has_failed = Stopwatch(work.deadline, self._metrics), time.monotonic(), False
         with watch.stage("ready"):
-            lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers, work.split_key)  # 3
+            lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers, work.sticky_key)  # 3
         try:
             questions = fitted(work.questions, lease.target, work.parameters, self._base)
             encodings = [encoding for question in questions for encoding in question.encodings]
@@ -181,8 +181,8 @@ class LocalEngine:
     async def prefetch(self, names: Sequence[str]) -> int:
         return self._adapters.prefetch(names)
 
-    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
-        return await self._adapters.split(name, shares)
+    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+        return await self._adapters.set_traffic(name, shares)
 
 
 def _sample(work: Work, encoding: Encoding, target: Target) -> Sample:

@@ -73,7 +73,7 @@ def _work(request: Request, questions: Sequence[Question]) -> Work:
         deadline=request.deadline,
         heads=request.heads,
         skip_layers=request.skip_layers,
-        split_key=request.split_key,
+        sticky_key=request.sticky_key,
     )
 
 

@@ -214,7 +214,7 @@ class PrefetchResponse(_message.Message):
     num_begun: int
     def __init__(self, num_begun: _Optional[int] = ...) -> None: ...
 
-class SplitRequest(_message.Message):
+class SetTrafficRequest(_message.Message):
     __slots__ = ("name", "shares")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
@@ -230,7 +230,7 @@ class Share(_message.Message):
     percent: int
     def __init__(self, digest: _Optional[str] = ..., percent: _Optional[int] = ...) -> None: ...
 
-class SplitResponse(_message.Message):
+class SetTrafficResponse(_message.Message):
     __slots__ = ("adapter",)
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     adapter: Adapter

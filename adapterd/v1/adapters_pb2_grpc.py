@@ -70,10 +70,10 @@ class AdaptersStub:
                 request_serializer=adapterd_dot_v1_dot_adapters__pb2.PrefetchRequest.SerializeToString,
                 response_deserializer=adapterd_dot_v1_dot_adapters__pb2.PrefetchResponse.FromString,
                 _registered_method=True)
-        self.Split = channel.unary_unary(
-                '/adapterd.v1.Adapters/Split',
-                request_serializer=adapterd_dot_v1_dot_adapters__pb2.SplitRequest.SerializeToString,
-                response_deserializer=adapterd_dot_v1_dot_adapters__pb2.SplitResponse.FromString,
+        self.SetTraffic = channel.unary_unary(
+                '/adapterd.v1.Adapters/SetTraffic',
+                request_serializer=adapterd_dot_v1_dot_adapters__pb2.SetTrafficRequest.SerializeToString,
+                response_deserializer=adapterd_dot_v1_dot_adapters__pb2.SetTrafficResponse.FromString,
                 _registered_method=True)
 
 
@@ -132,7 +132,7 @@ class AdaptersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Split(self, request, context):
+    def SetTraffic(self, request, context):
         """Divides the requests for a name among its versions. All of them to one promotes it, or goes back to it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -177,10 +177,10 @@ def add_AdaptersServicer_to_server(servicer, server):
                     request_deserializer=adapterd_dot_v1_dot_adapters__pb2.PrefetchRequest.FromString,
                     response_serializer=adapterd_dot_v1_dot_adapters__pb2.PrefetchResponse.SerializeToString,
             ),
-            'Split': grpc.unary_unary_rpc_method_handler(
-                    servicer.Split,
-                    request_deserializer=adapterd_dot_v1_dot_adapters__pb2.SplitRequest.FromString,
-                    response_serializer=adapterd_dot_v1_dot_adapters__pb2.SplitResponse.SerializeToString,
+            'SetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTraffic,
+                    request_deserializer=adapterd_dot_v1_dot_adapters__pb2.SetTrafficRequest.FromString,
+                    response_serializer=adapterd_dot_v1_dot_adapters__pb2.SetTrafficResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -384,7 +384,7 @@ class Adapters:
             _registered_method=True)
 
     @staticmethod
-    def Split(request,
+    def SetTraffic(request,
             target,
             options=(),
             channel_credentials=None,
@@ -397,9 +397,9 @@ class Adapters:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/adapterd.v1.Adapters/Split',
-            adapterd_dot_v1_dot_adapters__pb2.SplitRequest.SerializeToString,
-            adapterd_dot_v1_dot_adapters__pb2.SplitResponse.FromString,
+            '/adapterd.v1.Adapters/SetTraffic',
+            adapterd_dot_v1_dot_adapters__pb2.SetTrafficRequest.SerializeToString,
+            adapterd_dot_v1_dot_adapters__pb2.SetTrafficResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,7 +46,7 @@ class Adapters(Protocol):
     async def unload(self, name: str) -> tuple[int, int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
     async def prefetch(self, names: Sequence[str]) -> int: ...
-    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
+    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
 
 
 class AdaptersServicer:
@@ -96,11 +96,11 @@ class AdaptersServicer:
             raise InvalidInput(f"{len(message.names)} names exceed the limit of {MAX_PREFETCHED} per call")
         return v1.PrefetchResponse(num_begun=await self._adapters.prefetch([_name(name) for name in message.names]))
 
-    async def Split(self, message: v1.SplitRequest, context: Context) -> v1.SplitResponse:
+    async def SetTraffic(self, message: v1.SetTrafficRequest, context: Context) -> v1.SetTrafficResponse:
         shares = {share.digest: share.percent for share in message.shares}
         if not shares or len(shares) != len(message.shares):
             raise InvalidInput("shares have to name at least one version, and each once")
-        return v1.SplitResponse(adapter=to_adapter(await self._adapters.split(_name(message.name), shares)))
+        return v1.SetTrafficResponse(adapter=to_adapter(await self._adapters.set_traffic(_name(message.name), shares)))
 
 
 def _name(name: str) -> str:

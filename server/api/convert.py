@@ -69,7 +69,7 @@ def to_request(message: v1.PredictRequest, config: ApiConfig, deadline: float | 
         deadline=deadline,
         heads=_to_heads(message.heads),
         skip_layers=_to_layers(message.skip_layers),
-        split_key=message.split_key,
+        sticky_key=message.sticky_key,
     )
 
 

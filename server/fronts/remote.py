@@ -59,6 +59,6 @@ class RemoteEngine:
         num_begun: int = await self._peer.call("prefetch", list(names))
         return num_begun
 
-    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
-        status: AdapterStatus = await self._peer.call("split", name, dict(shares))
+    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+        status: AdapterStatus = await self._peer.call("set_traffic", name, dict(shares))
         return status

@@ -28,5 +28,5 @@ def handlers_of(engine: Engine) -> Mapping[str, Handler]:
         "unload": engine.unload,
         "pin": engine.pin,
         "prefetch": engine.prefetch,
-        "split": engine.split,
+        "set_traffic": engine.set_traffic,
     }

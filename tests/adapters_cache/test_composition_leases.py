@@ -39,7 +39,7 @@ class Shelf:
             raise AdapterNotFound(f"no adapter {name}")
         return AdapterStatus(name, Tier.ORIGIN)
 
-    def is_split(self, name: str) -> bool:
+    def is_shared(self, name: str) -> bool:
         return False
 
     async def ready(self, name: str, key: str = "") -> Lease:

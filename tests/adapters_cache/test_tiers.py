@@ -204,12 +204,12 @@ class TestVersions:
         old = await digest_of(adapters, "a")
         replace_whole(folder / "a", base, 7)
         new = (await adapters.load("a", 10))[0].versions[1].digest
-        status = await adapters.split("a", {new: 100})
+        status = await adapters.set_traffic("a", {new: 100})
         assert [(v.digest, v.percent) for v in status.versions] == [(new, 100), (old, 0)]
         assert status.manifest is not None and status.manifest.digest == new == await digest_of(adapters, "a")
         assert not adapters._host.is_held(old)
         adapters = await start()
-        status = await adapters.split("a", {old[:8]: 100})
+        status = await adapters.set_traffic("a", {old[:8]: 100})
         assert await digest_of(adapters, "a") == old and [v.digest for v in status.versions] == [old, new]
 
     async def test_the_pin_goes_with_what_the_name_points_to(self, start: Start, folder: Path, base: BaseInfo) -> None:
@@ -217,9 +217,9 @@ class TestVersions:
         old, new = await two_versions(adapters, folder, base, 10)
         await adapters.pin("a", True)
         assert adapters._host._books._pinned == {old}
-        await adapters.split("a", {new: 60})
+        await adapters.set_traffic("a", {new: 60})
         assert adapters._host._books._pinned == {old}
-        await adapters.split("a", {new: 100})
+        await adapters.set_traffic("a", {new: 100})
         assert adapters._host._books._pinned == {new}
         await adapters.unload("a")
         assert adapters._host._books._pinned == set()
@@ -234,7 +234,7 @@ class TestVersions:
         assert [v.digest for v in adapters.get("a").versions] == [digests[2], digests[1]]
         assert len(list((tmp_path / "disk" / "converted").iterdir())) == 2
         with pytest.raises(InvalidInput, match="has no version"):
-            await adapters.split("a", {digests[0]: 100})
+            await adapters.set_traffic("a", {digests[0]: 100})
 
     async def test_a_version_that_is_gone_leaves_everything_as_it_was(
         self, start: Start, folder: Path, base: BaseInfo
@@ -247,7 +247,7 @@ class TestVersions:
         assert adapters._disk is not None
         adapters._disk.remove(old)
         with pytest.raises(Exception, match="has no version"):
-            await adapters.split("a", {old: 100})
+            await adapters.set_traffic("a", {old: 100})
         assert [v.digest for v in adapters.get("a").versions] == [v.digest for v in before]
         assert await digest_of(adapters, "a") == before[0].digest
 
@@ -273,13 +273,13 @@ class TestVersions:
         askers = [asyncio.create_task(ask(number)) for number in range(20)]
         new = (await adapters.load("a", 50))[0].versions[1].digest
         for percent in (80, 100):
-            await adapters.split("a", {new: percent})
-        await adapters.split("a", {old: 100})
+            await adapters.set_traffic("a", {new: percent})
+        await adapters.set_traffic("a", {old: 100})
         is_over = True
         await asyncio.gather(*askers)
         assert seen == {old, new}
 
-    async def test_a_split_is_not_undone_by_a_load_that_began_before_it(
+    async def test_a_division_is_not_undone_by_a_load_that_began_before_it(
         self, start: Start, folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         adapters = await start()
@@ -296,7 +296,7 @@ class TestVersions:
         user = next(f"user{i}" for i in range(99) if adapters._registry.get("a").choose(f"user{i}") == old)
         waiting = asyncio.create_task(digest_of(adapters, "a", user))
         await asyncio.sleep(0.05)
-        await adapters.split("a", {new: 100})
+        await adapters.set_traffic("a", {new: 100})
         gate.set()
         assert await waiting == old  # what was asked for then
         assert await digest_of(adapters, "a") == new and adapters.get("a").versions[0].digest == new
@@ -375,7 +375,7 @@ class TestVersions:
         with monkeypatch.context() as patch:
             patch.setattr(adapters._index, "_write", full)
             with pytest.raises(Unavailable, match="disk is full"):
-                await adapters.split("a", {new: 40})
+                await adapters.set_traffic("a", {new: 40})
         adapters = await start()
         assert adapters.get("a").versions[1].percent == 40
 
@@ -390,7 +390,7 @@ class TestVersions:
         assert adapters.get("a").is_pinned
         newest = await digest_of(adapters, "a")
         assert newest not in (old, new) and {v.digest for v in adapters.get("a").versions} == {newest, old, new}
-        assert (await adapters.split("a", {old: 100})).versions[0].digest == old
+        assert (await adapters.set_traffic("a", {old: 100})).versions[0].digest == old
 
 
 async def two_versions(adapters: Adapters, folder: Path, base: BaseInfo, percent: int) -> tuple[str, str]:
@@ -489,7 +489,7 @@ class TestWatch:
                 await asyncio.sleep(0.01)
         assert await digest_of(adapters, "a") == before
 
-    async def test_what_was_published_or_split_is_not_moved_by_a_look(
+    async def test_what_was_published_beside_is_not_moved_by_a_look(
         self, start: Start, folder: Path, base: BaseInfo
     ) -> None:
         adapters = await start(watch_s=0.02)

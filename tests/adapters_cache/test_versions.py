@@ -6,7 +6,7 @@ import pytest
 
 from adapters_cache.registry import Record
 from adapters_cache.sources import FolderSource
-from adapters_cache.versions import Versions, moved, shared, split
+from adapters_cache.versions import Versions, divided, moved, shared
 from server.errors import InvalidInput
 
 A, B, C, D = (letter * 64 for letter in "abcd")
@@ -35,13 +35,13 @@ def test_a_new_version_beside_takes_the_place_of_the_last_one_beside() -> None:
 
 def test_requests_are_divided_as_asked() -> None:
     both = record(A, {B: 10}, (C,))
-    assert split(both, {B: 50}, 2) == Versions(A, {B: 50}, (C,))
-    assert split(both, {B: 100}, 2) == Versions(B, {}, (A, C))
-    assert split(both, {B: 0}, 2) == Versions(A, {}, (B, C))
-    assert split(both, {C[:8]: 100}, 2) == Versions(C, {}, (A, B))
-    assert split(both, {A: 20, B: 30, C: 50}, 2) == Versions(A, {B: 30, C: 50}, ())
-    assert split(both, {B: 60, C: 40}, 2) == Versions(B, {C: 40}, (A,))
-    assert split(both, {A: 100}, 2) == Versions(A, {}, (B, C))
+    assert divided(both, {B: 50}, 2) == Versions(A, {B: 50}, (C,))
+    assert divided(both, {B: 100}, 2) == Versions(B, {}, (A, C))
+    assert divided(both, {B: 0}, 2) == Versions(A, {}, (B, C))
+    assert divided(both, {C[:8]: 100}, 2) == Versions(C, {}, (A, B))
+    assert divided(both, {A: 20, B: 30, C: 50}, 2) == Versions(A, {B: 30, C: 50}, ())
+    assert divided(both, {B: 60, C: 40}, 2) == Versions(B, {C: 40}, (A,))
+    assert divided(both, {A: 100}, 2) == Versions(A, {}, (B, C))
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_requests_are_divided_as_asked() -> None:
 )
 def test_what_does_not_fit_is_refused(asked: dict[str, int], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
-        split(record(A, {B: 10}, (C,)), asked, 2)
+        divided(record(A, {B: 10}, (C,)), asked, 2)

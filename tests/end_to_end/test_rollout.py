@@ -43,7 +43,7 @@ def made(tmp_path: Path, base_info: BaseInfo) -> Callable[[int], Path]:
 
 async def answers(client: AsyncClient, number: int) -> list[str]:
     """Digests that answered, by the number of the user who asked."""
-    asked = [client.predict("reviews", "a b c", split_key=f"user{i}") for i in range(number)]
+    asked = [client.predict("reviews", "a b c", sticky_key=f"user{i}") for i in range(number)]
     return [reply.digest for reply in await asyncio.gather(*asked)]
 
 
@@ -60,12 +60,12 @@ async def test_a_new_version_is_tried_promoted_and_taken_back(
     assert set(seen) == {old, new} and await answers(client, 80) == seen
     assert f'digest="{new[:12]}"' in app.metrics.render().decode()
 
-    promoted = await client.split("reviews", {new[:8]: 100})
+    promoted = await client.set_traffic("reviews", {new[:8]: 100})
     assert promoted.digest == new and set(await answers(client, 10)) == {new}
     assert "adapterd_version_request_duration_seconds_count{" not in app.metrics.render().decode()
     server = f"127.0.0.1:{app.grpc_port}"
     shown = await asyncio.to_thread(
-        CliRunner().invoke, command_line, ["split", "reviews", f"{old[:10]}=100", "--server", server]
+        CliRunner().invoke, command_line, ["traffic", "reviews", f"{old[:10]}=100", "--server", server]
     )
     assert shown.exit_code == 0 and old[:12] in shown.stdout and set(await answers(client, 10)) == {old}
 
@@ -79,7 +79,7 @@ async def test_what_cannot_be_split_is_refused(
 ) -> None:
     before = (await client.publish(made(1))).adapter.digest
     with pytest.raises(Error, match=said):
-        await client.split("reviews", shares)
+        await client.set_traffic("reviews", shares)
     assert (await client.get("reviews")).digest == before
 
 

@@ -84,7 +84,7 @@ def response(request: v1.PredictRequest) -> v1.PredictResponse:
 async def fire(stub: Stub, generators: Generators, order: Order) -> Outcomes:
     inference = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
     adapters = adapters_pb2.DESCRIPTOR.services_by_name["Adapters"]
-    for name in ("List", "Get", "Load", "Pin", "Publish", "Prefetch", "Split"):
+    for name in ("List", "Get", "Load", "Pin", "Publish", "Prefetch", "SetTraffic"):
         setattr(stub, name, stub.PredictBatch)  # never called
     async with serve_handlers(service_handler(inference, stub), service_handler(adapters, stub)) as port:
         return await asyncio.to_thread(generators.fire, replace(order, server=f"127.0.0.1:{port}"))

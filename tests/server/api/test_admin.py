@@ -42,7 +42,7 @@ class Registry:
     async def prefetch(self, names: Sequence[str]) -> int:
         return len(names)
 
-    async def split(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
         return await self.get(name)
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:

@@ -1,4 +1,4 @@
-"""adapterd split: versions of an adapter, and what each of them answers."""
+"""adapterd traffic: versions of an adapter, and what each of them answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 if TYPE_CHECKING:
     from adapterd.v1.adapters_pb2 import Adapter
 
-NAME = "split"
-EXAMPLE = "adapterd split reviews 3f2a91bc=10"
+NAME = "traffic"
+EXAMPLE = "adapterd traffic reviews 3f2a91bc=10"
 DIGEST_CHARS = 12
 
 
@@ -32,7 +32,7 @@ def run(
     shares = dict(_share(text) for text in version or ())
     try:
         with Client(server) as client:
-            found = client.split(adapter, shares) if shares else client.get(adapter)
+            found = client.set_traffic(adapter, shares) if shares else client.get(adapter)
     except Error as error:
         typer.echo(f"adapterd: {error}", err=True)
         raise typer.Exit(1) from error

@@ -10,6 +10,7 @@ A fusion is registered under the name of its folder and found by that or by its 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -26,6 +27,7 @@ from server.core import BASE, Adapter, AdapterStatus, BaseInfo, HostLease, Targe
 from server.errors import AdapterNotFound, InvalidInput
 from server.expression import parse
 
+log = logging.getLogger(__name__)
 _parse = lru_cache(maxsize=4096)(parse)
 TIERS = (Tier.ORIGIN, Tier.DISK, Tier.HOST, Tier.DEVICE)
 
@@ -65,13 +67,22 @@ class Compositions:
 
         Raises InvalidInput for a composition that cannot be, or whose name is taken.
         """
-        await self._look()
+        for name, named in (await self._look()).items():
+            self._add_setup(name, named)
         for text in self._config.compositions:
             self._add_named(*named_of(text, self._named))
-        self._adapters.on_change = self._look
+        self._adapters.on_change = self._look_again
 
-    async def _look(self) -> None:
-        """Take in what folders hold besides adapters; what is known stays."""
+    async def _look_again(self) -> None:
+        """Folders have changed. A setup whose name is taken meanwhile is left out, and the others are served."""
+        for name, named in (await self._look()).items():
+            try:
+                self._add_setup(name, named)
+            except InvalidInput as error:
+                log.warning("a saved setup is left out: %s", error.message)
+
+    async def _look(self) -> Mapping[str, Named]:
+        """Take in the fusions and members that folders hold, and forget their setups; give those that are there now."""
         catalog = await asyncio.to_thread(scan, self._config.adapters)
         for name, source in catalog.members.items():
             self._adapters.register(name, source)
@@ -81,9 +92,11 @@ class Compositions:
         for name in self._from_folders:
             del self._named[name]
         self._from_folders = set()
-        for name, named in catalog.named.items():
-            self._add_named(name, named)
-            self._from_folders.add(name)
+        return catalog.named
+
+    def _add_setup(self, name: str, named: Named) -> None:
+        self._add_named(name, named)
+        self._from_folders.add(name)
 
     def _add_fusion(self, name: str, facts: FusionFacts) -> None:
         if is_name(name):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import make_adapter, make_base
+from make_adapters import make_adapter as save_adapter
 
 from adapters_cache.compositions import Compositions
 from adapters_cache.naming import expanded, named_of
@@ -33,6 +37,9 @@ class Shelf:
     def __init__(self) -> None:
         self.held: Counter[str] = Counter()
         self.gate = asyncio.Event()
+        self.on_change: Callable[[], Awaitable[None]]
+
+    def register(self, name: str, source: Path) -> None: ...
 
     def get(self, name: str) -> AdapterStatus:
         if name not in ("a", "b", "c", "bad", "slow"):
@@ -60,6 +67,28 @@ def shelf() -> Shelf:
 def compositions(shelf: Shelf) -> Compositions:
     adapters: Any = shelf
     return Compositions(adapters, CacheConfig(), make_base(num_layers=2))
+
+
+async def test_a_setup_whose_name_is_taken_meanwhile_takes_no_other_along(shelf: Shelf, tmp_path: Path) -> None:
+    def save(*names: str) -> None:
+        for name in names:
+            save_adapter(tmp_path / name / "member", make_base(num_layers=2))
+            leaf = {"type": "single", "children": ["member"]}
+            (tmp_path / name / "adapter_setup.json").write_text(json.dumps({"adapter_setup": leaf}))
+
+    adapters: Any = shelf
+    compositions = Compositions(adapters, CacheConfig(adapters=(tmp_path,)), make_base(num_layers=2))
+    save("first", "second")
+    await compositions.start()
+    assert compositions.get("first").composition == "first/member"
+    save("a", "third")
+    await shelf.on_change()
+    for name in ("first", "second", "third"):
+        assert compositions.get(name).composition == f"{name}/member"
+    assert compositions.get("a").composition == ""
+    again = Compositions(adapters, CacheConfig(adapters=(tmp_path,)), make_base(num_layers=2))
+    with pytest.raises(InvalidInput, match="'a' has a name that is taken"):
+        await again.start()
 
 
 async def test_each_part_is_leased_once_until_release(compositions: Compositions, shelf: Shelf) -> None:

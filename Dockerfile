@@ -1,6 +1,9 @@
 # syntax=docker/dockerfile:1
 # docker build --target cpu -t adapterd .            docker build --target cuda -t adapterd:cuda .
-# docker run --read-only --tmpfs /tmp -p 50051:50051 -v "$PWD/my-adapters:/adapters:ro" adapterd
+# docker run --read-only --tmpfs /tmp -p 127.0.0.1:50051:50051 -v "$PWD/my-adapters:/adapters:ro" adapterd
+#
+# Without a tenants file anyone who reaches the port may do everything, which --allow-anonymous says below. Declare tenants
+# for more than one machine: ... -v "$PWD/tenants.toml:/tenants.toml:ro" adapterd serve --host 0.0.0.0 --tenants /tenants.toml
 #
 # Both targets install the versions of constraints.txt. PIP_EXTRA_ARGS goes to the step that installs torch: point it
 # to an index of CPU-only builds to keep the CUDA libraries out of the cpu image (the cuda target wants the default).
@@ -32,11 +35,11 @@ EXPOSE 50051 9090
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["adapterd", "health"]
 ENTRYPOINT ["adapterd"]
-CMD ["serve", "--host", "0.0.0.0", "--adapters", "/adapters"]
+CMD ["serve", "--host", "0.0.0.0", "--http-host", "0.0.0.0", "--allow-anonymous", "--adapters", "/adapters"]
 
 FROM runtime AS cpu
 
 # The CUDA libraries come with torch's default build; the driver comes from the host, through its container toolkit.
 FROM runtime AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-CMD ["serve", "--host", "0.0.0.0", "--adapters", "/adapters", "--device", "cuda"]
+CMD ["serve", "--host", "0.0.0.0", "--http-host", "0.0.0.0", "--allow-anonymous", "--adapters", "/adapters", "--device", "cuda"]

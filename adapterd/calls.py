@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -21,6 +23,8 @@ MAX_MESSAGE_BYTES = 8 << 20  # the server's default for a request
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
+TOKEN_VARIABLE = "ADAPTERD_TOKEN"
+TLS_VARIABLES = ("ADAPTERD_CA", "ADAPTERD_CERTIFICATE", "ADAPTERD_KEY")
 PRINTABLE_ASCII = re.compile(r"[ -~]+")  # what a metadata value may hold
 
 
@@ -99,11 +103,36 @@ def require_size(message: Message, max_message_bytes: int) -> None:
         )
 
 
-def metadata_of(request: Message) -> tuple[tuple[str, str], ...]:
+Metadata = tuple[tuple[str, str], ...]
+
+
+def adapter_metadata(request: Message) -> Metadata:
     """The adapter's name for a router in front, which can so keep its requests together unread."""
     if isinstance(request, inference_pb2.PredictRequest) and PRINTABLE_ASCII.fullmatch(request.adapter):
         return (("x-adapter", request.adapter),)
     return ()
+
+
+def token_metadata(token: str | None) -> Metadata:
+    """token   None: what the variable ADAPTERD_TOKEN holds, if it is set"""
+    token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def credentials_of(credentials: grpc.ChannelCredentials | None) -> grpc.ChannelCredentials | None:
+    """Those given, or those of the PEM files that variables name; None for a channel in the clear.
+
+    Raises OSError for a file that cannot be read.
+    """
+    ca, certificate, key = (_read_named(variable) for variable in TLS_VARIABLES)
+    if credentials is not None or not (ca or certificate):
+        return credentials
+    return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def _read_named(variable: str) -> bytes | None:
+    path = os.environ.get(variable)
+    return Path(path).read_bytes() if path else None
 
 
 def outcome_of(

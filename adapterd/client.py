@@ -3,6 +3,9 @@
 Messages are those of `adapterd.v1`. A failed call raises `adapterd.Error`; a failed item of a batch or stream
 is given back as one. Refusals for lack of room are retried, see `max_retries`. A request beyond
 `max_message_bytes`, which is the server's setting of this name, is not sent.
+
+Without a `token`, that of the variable ADAPTERD_TOKEN is sent. Without `credentials`, the PEM files that ADAPTERD_CA,
+ADAPTERD_CERTIFICATE and ADAPTERD_KEY name are used; where those are not set either, the channel is in the clear.
 """
 
 from __future__ import annotations
@@ -16,7 +19,16 @@ import grpc
 import grpc.aio
 
 from adapterd import calls
-from adapterd.calls import Request, Response, Rpc, channel_options, metadata_of, outcome_of
+from adapterd.calls import (
+    Request,
+    Response,
+    Rpc,
+    adapter_metadata,
+    channel_options,
+    credentials_of,
+    outcome_of,
+    token_metadata,
+)
 from adapterd.errors import Error, from_rpc_error
 from adapterd.requests import (
     Item,
@@ -42,11 +54,14 @@ class Client:
         self,
         server: str = calls.DEFAULT_SERVER,
         *,
+        token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         max_retries: int = 3,
         max_message_bytes: int = calls.MAX_MESSAGE_BYTES,
     ) -> None:
         self._max_message_bytes = max_message_bytes
+        self._metadata = token_metadata(token)
+        credentials = credentials_of(credentials)
         options = channel_options(max_retries)
         self._channel = (
             grpc.secure_channel(server, credentials, options) if credentials else grpc.insecure_channel(server, options)
@@ -74,7 +89,9 @@ class Client:
         """
         failures: list[Exception] = []
         messages = stream_messages(items, self._max_message_bytes, failures)
-        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(messages, timeout=timeout)
+        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
+            messages, timeout=timeout, metadata=self._metadata
+        )
         try:
             for message in call:
                 yield message.id, outcome_of(message)
@@ -113,7 +130,9 @@ class Client:
         files   of labelled texts, by split: "train", and if there are any "validation" and "test"
         Leaving the loop ends the training.
         """
-        call = self._channel.stream_stream(**calls.TRAIN.arguments())(train_messages(plan, files), timeout=timeout)
+        call = self._channel.stream_stream(**calls.TRAIN.arguments())(
+            train_messages(plan, files), timeout=timeout, metadata=self._metadata
+        )
         try:
             yield from call
         except grpc.RpcError as error:
@@ -132,7 +151,7 @@ class Client:
         messages = publish_messages(name or Path(folder).name, Path(folder), percent)
         try:
             reply: admin.PublishResponse = self._channel.stream_unary(**calls.PUBLISH.arguments())(
-                messages, timeout=timeout
+                messages, timeout=timeout, metadata=self._metadata
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
@@ -179,7 +198,7 @@ class Client:
         calls.require_size(request, self._max_message_bytes)
         call: grpc.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(**rpc.arguments())
         try:
-            return call(request, timeout=timeout, metadata=metadata_of(request))
+            return call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(request)))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
@@ -191,11 +210,14 @@ class AsyncClient:
         self,
         server: str = calls.DEFAULT_SERVER,
         *,
+        token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         max_retries: int = 3,
         max_message_bytes: int = calls.MAX_MESSAGE_BYTES,
     ) -> None:
         self._max_message_bytes = max_message_bytes
+        self._metadata = token_metadata(token)
+        credentials = credentials_of(credentials)
         options = channel_options(max_retries)
         self._channel = (
             grpc.aio.secure_channel(server, credentials, options)
@@ -230,7 +252,9 @@ class AsyncClient:
         """
         failures: list[Exception] = []
         messages = async_stream_messages(items, self._max_message_bytes, failures)
-        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(messages, timeout=timeout)
+        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
+            messages, timeout=timeout, metadata=self._metadata
+        )
         try:
             async for message in call:
                 yield message.id, outcome_of(message)
@@ -269,7 +293,7 @@ class AsyncClient:
         messages = publish_messages(name or Path(folder).name, Path(folder), percent)
         try:
             call = self._channel.stream_unary(**calls.PUBLISH.arguments())
-            reply: admin.PublishResponse = await call(messages, timeout=timeout)
+            reply: admin.PublishResponse = await call(messages, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         return reply
@@ -313,6 +337,6 @@ class AsyncClient:
         calls.require_size(request, self._max_message_bytes)
         call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(**rpc.arguments())
         try:
-            return await call(request, timeout=timeout, metadata=metadata_of(request))
+            return await call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(request)))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error

@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     normalize      scale an embedding to unit length
     return_logits, return_tokens    also give the head's raw output, the tokens the model read
     sticky_key     while versions of an adapter share its requests, equal keys are answered by the same one
+    priority       among the requests of one tenant larger goes first, -100 to 100
     """
 
     heads: str | Sequence[str]
@@ -44,6 +45,7 @@ class Options(TypedDict, total=False):
     return_logits: bool
     return_tokens: bool
     sticky_key: str
+    priority: int
 
 
 def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unpack[Options]) -> v1.PredictRequest:
@@ -61,6 +63,7 @@ def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unp
         heads=_several(options.get("heads", ())),
         skip_layers=options.get("skip_layers", ()),
         sticky_key=options.get("sticky_key", ""),
+        priority=options.get("priority", 0),
     )
 
 

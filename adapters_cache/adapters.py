@@ -29,6 +29,7 @@ from adapters_cache.loader import Loader
 from adapters_cache.origin import Listed, Listing, Origin
 from adapters_cache.pins import check_pin
 from adapters_cache.prefetch import Prefetcher
+from adapters_cache.quotas import check_tenant_pin
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from adapters_cache.sources import FolderSource, Source
@@ -47,6 +48,7 @@ from server.errors import (
     Unavailable,
 )
 from server.metrics import Metrics
+from server.tenants import Tenants
 
 log = logging.getLogger(__name__)
 ALL = Wanted()
@@ -71,17 +73,20 @@ class Adapters:
         weights: BaseWeights | None = None,
         pin_memory: bool = False,
         check: Check | None = None,
+        tenants: Tenants | None = None,
     ) -> None:
         """
         weights   the base's own, which some methods are lowered with
         check     proves an adapter before its name moves to it, or raises
+        tenants   whose limits of bytes and pins count
         """
+        self._tenants = tenants or Tenants()
         self._check = check
         self._config = config
         self._residency = residency
         self._metrics = metrics
         self._registry = Registry()
-        self._host = HostTier(config.host_bytes, metrics, self._on_host_gone, config.reserve)
+        self._host = HostTier(config.host_bytes, metrics, self._on_host_gone, config.reserve, tenants)
         self._disk: DiskTier | None = None
         self._index: Index | None = None
         if config.disk_path:
@@ -363,6 +368,8 @@ class Adapters:
         else:
             if flight.is_explicit and record.digest:
                 self._check_pin_moves(record, adapter)
+            else:
+                self._drop_pin_that_grew(record, adapter)
             self._describe(record, adapter)
             wanted = versions.moved(record, adapter.digest, num_kept)
         if flight.is_explicit:
@@ -373,15 +380,25 @@ class Adapters:
 
     def _check_pin_moves(self, record: Record, adapter: Adapter) -> None:
         """Raises Overloaded where a pinned name's next version would leave too little to the others."""
-        if not record.is_pinned:
-            return
-        moved = replace(record, manifest=adapter.manifest, sizes=self._sizes_of(adapter))
-        records = [moved if other is record else other for other in self._registry.records()]
         try:
-            check_pin(moved, records, self._budgets)
+            self._check_pin(record, adapter)
         except Overloaded:
             self._discard(adapter.digest)
             raise
+
+    def _drop_pin_that_grew(self, record: Record, adapter: Adapter) -> None:
+        """A pinned name that was not loaded comes back larger, or to smaller tiers: it is served unpinned."""
+        try:
+            self._check_pin(record, adapter)
+        except Overloaded as error:
+            log.warning("adapter %s is not pinned any more: %s", record.name, error.message)
+            record.is_pinned = False
+
+    def _check_pin(self, record: Record, adapter: Adapter) -> None:
+        if record.is_pinned:
+            moved = replace(record, manifest=adapter.manifest, sizes=self._sizes_of(adapter))
+            records = [moved if other is record else other for other in self._registry.records()]
+            check_pin(moved, records, self._budgets)
 
     def _sizes_of(self, adapter: Adapter) -> Mapping[Tier, int]:
         return {Tier.HOST: adapter.size_bytes, Tier.DEVICE: self._residency.slot_bytes(adapter)}
@@ -639,6 +656,7 @@ class Adapters:
         try:
             if is_pinned and not record.is_pinned:
                 check_pin(record, self._registry.records(), self._budgets)
+                check_tenant_pin(record, self._registry.records(), self._tenants)
             self._set_pin(record, is_pinned)
         finally:
             if lease is not None:
@@ -665,6 +683,11 @@ class Adapters:
     def get(self, name: str) -> AdapterStatus:
         """Raises AdapterNotFound."""
         return self._statuses.of(self._registry.get(name))
+
+    def tenants_changed(self) -> None:
+        """Adapters may have another owner, and owners another limit."""
+        self._host.tenants_changed()
+        self._residency.tenants_changed()
 
     @property
     def is_loading(self) -> bool:

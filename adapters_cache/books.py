@@ -17,10 +17,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from adapters_cache.quotas import Quotas
 from adapters_cache.reserves import Reserves
 from server.core import Adapter, Tier
 from server.errors import Overloaded, TooLarge
 from server.metrics import Metrics
+from server.tenants import Tenants
 
 LOAD_BYTES = 1 << 20  # a load takes as long as it would take to read so many bytes more
 MAX_LEFT_OVER = 64
@@ -38,6 +40,7 @@ class Entry:
     priority: float = 0.0
     queued: int = 0
     group: str = ""  # whose reserve it counts to
+    owner: str = ""  # the tenant whose limit it counts to
     is_doomed: bool = False
     last_used: float = field(default_factory=time.monotonic)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,8 +60,10 @@ class Books:
         metrics: Metrics,
         on_gone: Callable[[Entry], None],
         reserves: Reserves | None = None,
+        tenants: Tenants | None = None,
     ) -> None:
         self._reserves = reserves or Reserves()
+        self._quotas = Quotas(tier, tenants)
         self.tier = tier
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
@@ -102,6 +107,7 @@ class Books:
     def check_fits(self, size_bytes: int, name: str = "") -> None:
         """Raises TooLarge if nothing makes room for an adapter of this name, Overloaded if only unpinning does."""
         self.check_size(size_bytes)
+        self._quotas.check(name, size_bytes)
         pinned = sum(self._entries[digest].size_bytes for digest in self._pinned & self._entries.keys())
         reserved = self._reserves.kept_from(self._reserves.group_of(name))
         if size_bytes > self.budget_bytes - max(pinned, reserved):  # what is pinned may be reserved too
@@ -143,10 +149,37 @@ class Books:
         for entry in others:
             self._queue(entry)
         for entry in victims:
-            self._floor = max(self._floor, entry.priority)
-            self._metrics.eviction(self.tier, time.monotonic() - entry.last_used)
-            self.doom(entry)
+            self._evict(entry)
         return missing <= 0
+
+    def _evict(self, entry: Entry) -> None:
+        self._floor = max(self._floor, entry.priority)
+        self._metrics.eviction(self.tier, time.monotonic() - entry.last_used)
+        self.doom(entry)
+
+    def _trim(self, owner: str, spared: Entry | None = None) -> None:
+        """Evict what a tenant holds beyond its limit and nobody uses."""
+        if (excess := self._quotas.excess(owner)) == 0:
+            return
+        idle = [
+            entry
+            for digest, entry in self._entries.items()
+            if entry.owner == owner and entry.num_leases == 0 and digest not in self._pinned and entry is not spared
+        ]
+        for entry in sorted(idle, key=lambda entry: entry.place):
+            if excess <= 0:
+                return
+            excess -= entry.size_bytes
+            self._evict(entry)
+
+    def tenants_changed(self) -> None:
+        """Adapters may have another owner, and owners another limit."""
+        self._quotas.clear()
+        for entry in self.entries():
+            entry.owner = self._quotas.owner_of(entry.adapter.manifest.name)
+            self._quotas.note(entry.owner, entry.size_bytes)
+        for owner in {entry.owner for entry in self._entries.values()}:
+            self._trim(owner)
 
     def _queue(self, entry: Entry) -> None:
         self._num_queued += 1
@@ -178,9 +211,12 @@ class Books:
         if self._reserves:
             entry.group = self._reserves.group_of(entry.adapter.manifest.name)
             self._reserves.note(entry.group, entry.size_bytes)
+        entry.owner = self._quotas.owner_of(entry.adapter.manifest.name)
+        self._quotas.note(entry.owner, entry.size_bytes)
         self._queue(entry)
         self._tidy()
         self.used_bytes += entry.size_bytes
+        self._trim(entry.owner, spared=entry)
         self._report()
 
     def lease(self, entry: Entry) -> None:
@@ -196,6 +232,8 @@ class Books:
         entry.last_used = time.monotonic()
         if entry.is_doomed and entry.num_leases == 0:
             self._remove(entry)
+        elif entry.owner:
+            self._trim(entry.owner)
 
     def doom(self, entry: Entry) -> None:
         if entry.is_doomed:
@@ -216,6 +254,7 @@ class Books:
     def _remove(self, entry: Entry) -> None:
         self._doomed.remove(entry)
         self._reserves.note(entry.group, -entry.size_bytes)
+        self._quotas.note(entry.owner, -entry.size_bytes)
         self.used_bytes -= entry.size_bytes
         self._report()
         self._on_gone(entry)

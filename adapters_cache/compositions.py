@@ -23,9 +23,22 @@ from adapters_cache.statuses import Page
 from adapters_cache.targets import make_target
 from server.composition import Fuse, Leaf, Node, branches, fuses, last_leaf, leaves, text_of
 from server.config import CacheConfig
-from server.core import BASE, Adapter, AdapterStatus, BaseInfo, HostLease, Target, Tier, Wanted, target_of
+from server.core import (
+    ANYONE,
+    BASE,
+    Adapter,
+    AdapterStatus,
+    BaseInfo,
+    HostLease,
+    Target,
+    Tenant,
+    Tier,
+    Wanted,
+    target_of,
+)
 from server.errors import AdapterNotFound, InvalidInput
 from server.expression import parse
+from server.tenants import require_use
 
 log = logging.getLogger(__name__)
 _parse = lru_cache(maxsize=4096)(parse)
@@ -118,33 +131,39 @@ class Compositions:
 
     # requests
 
-    def check(self, expression: str) -> None:
-        """Raises AdapterNotFound and InvalidInput for what no adapter can answer. Loads nothing."""
-        tree, _ = self._tree(expression)
+    def check(self, expression: str, tenant: Tenant = ANYONE) -> None:
+        """Raises AdapterNotFound and InvalidInput for what no adapter can answer to this tenant. Loads nothing."""
+        tree, _ = self._tree(expression, tenant)
         for name in self._names(tree):
             self._adapters.get(name)
 
     async def ready(
-        self, expression: str, heads: Sequence[str] = (), skip_layers: Iterable[int] = (), key: str = ""
+        self,
+        expression: str,
+        heads: Sequence[str] = (),
+        skip_layers: Iterable[int] = (),
+        key: str = "",
+        tenant: Tenant = ANYONE,
     ) -> TargetLease:
         """Lease every part of a composition in host memory, or none, loading them if need be.
 
-        Raises InvalidInput, and as `Adapters.ready` does for each part.
+        Raises InvalidInput, AdapterNotFound for what the tenant may not use, and as `Adapters.ready` for each part.
         """
         skipped = frozenset(skip_layers)
         if not heads and not skipped and self._is_single(expression):
+            require_use(tenant, expression)
             return await self._ready_single(expression, key)
         for layer in sorted(skipped):
             if not 0 <= layer < self._base.num_layers:
                 raise InvalidInput(
                     f"skip_layers holds {layer}; the base has the layers 0 to {self._base.num_layers - 1}"
                 )
-        tree, own_heads = self._tree(expression)
+        tree, own_heads = self._tree(expression, tenant)
         heads = tuple(heads) or own_heads
         leases: dict[str, HostLease] = {}
         try:
             leases |= await self._lease_all(self._names(tree), key)
-            leases |= await self._lease_all(self._other_heads(heads, leases), key)
+            leases |= await self._lease_all(self._other_heads(heads, leases, tenant), key)
             target = self._target(tree, leases, heads, skipped)
         except BaseException:
             for lease in leases.values():
@@ -166,15 +185,29 @@ class Compositions:
         version = (name, adapter.digest) if self._adapters.is_shared(name) else None
         return TargetLease(target, ((name, name if target.branches[0].head is not None else ""),), (lease,), version)
 
-    def _tree(self, expression: str) -> tuple[Node | None, tuple[str, ...]]:
-        """What an expression says, without named compositions; and the heads that a named one brings along."""
+    def _tree(self, expression: str, tenant: Tenant = ANYONE) -> tuple[Node | None, tuple[str, ...]]:
+        """What an expression says, without named compositions; and the heads that a named one brings along.
+
+        Raises AdapterNotFound for a name in it that the tenant may not use. A named composition is allowed as a whole.
+        """
+        if "(" in expression:
+            tree = _parse(expression)
+            for name in dict.fromkeys(str(leaf.adapter) for leaf in leaves(tree)):
+                require_use(tenant, name)
+            tree = expanded(tree, self._named)
+            for node in fuses(tree):
+                self._require_fusion(node, tenant)
+            return tree, ()
+        require_use(tenant, expression)
         if expression == BASE:
             return None, ()
         if (named := self._named.get(expression)) is not None:
             return named.tree, named.heads
-        if "(" not in expression:
-            return Leaf(expression), ()
-        return expanded(_parse(expression), self._named), ()
+        return Leaf(expression), ()
+
+    def _require_fusion(self, node: Fuse, tenant: Tenant) -> None:
+        if not tenant.may_use(self._fusion(node)):
+            raise _unknown_fusion(str(node.fusion))
 
     def _names(self, tree: Node | None) -> list[str]:
         """Of every part, each once, as they are registered."""
@@ -186,9 +219,7 @@ class Compositions:
     def _fusion(self, node: Fuse) -> str:
         name = str(node.fusion)
         if name not in self._fusion_names:
-            raise AdapterNotFound(
-                f"no fusion is registered as {name[:128]!r}; name its folder: Fuse(..; folder)", adapter=name[:128]
-            )
+            raise _unknown_fusion(name)
         return self._fusion_names[name]
 
     async def _lease_all(self, names: Sequence[str], key: str) -> dict[str, HostLease]:
@@ -208,11 +239,11 @@ class Compositions:
                     outcome.release()
             raise
 
-    def _other_heads(self, heads: Sequence[str], leases: dict[str, HostLease]) -> list[str]:
-        """Those of `heads` that are other adapters'."""
+    def _other_heads(self, heads: Sequence[str], leases: dict[str, HostLease], tenant: Tenant) -> list[str]:
+        """Those of `heads` that are other adapters' which the tenant may use."""
         known = {head.name for lease in leases.values() for head in _adapter(lease).spec.all_heads}
         others = dict.fromkeys(name for name in heads if name not in known and name not in leases)
-        return [name for name in others if self._is_registered(name)]
+        return [name for name in others if tenant.may_use(name) and self._is_registered(name)]
 
     def _target(
         self, tree: Node | None, leases: dict[str, HostLease], heads: Sequence[str], skipped: frozenset[int]
@@ -228,7 +259,8 @@ class Compositions:
 
     def list(self, wanted: Wanted = ALL, *, after: str = "", limit: int = 100) -> Page:
         """See `Adapters.list`; compositions stand among the adapters."""
-        named = [self._status(name) for name in sorted(self._named) if name.startswith(wanted.prefix)]
+        names = [name for name in sorted(self._named) if name.startswith(wanted.prefix) and wanted.tenant.may_use(name)]
+        named = [self._status(name) for name in names]
         own = [status for status in named if _fits(status, wanted)]
         page, total = self._adapters.list(wanted, after=after, limit=limit)
         statuses = [self._described(status) for status in page]
@@ -307,6 +339,12 @@ def _fits(status: AdapterStatus, wanted: Wanted) -> bool:
 def _adapter(lease: HostLease) -> Adapter:
     assert lease.adapter is not None, "the base is no part of a composition"
     return lease.adapter
+
+
+def _unknown_fusion(name: str) -> AdapterNotFound:
+    return AdapterNotFound(
+        f"no fusion is registered as {name[:128]!r}; name its folder: Fuse(..; folder)", adapter=name[:128]
+    )
 
 
 def _is_a_fusion(name: str, adapter: Adapter) -> InvalidInput:

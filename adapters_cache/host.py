@@ -10,6 +10,7 @@ from adapters_cache.reserves import Reserves
 from server.core import Adapter, Tier
 from server.errors import InvalidInput
 from server.metrics import Metrics
+from server.tenants import Tenants
 
 
 class HostLease:
@@ -45,9 +46,14 @@ class _Shelf(Books):
     """Books that tell when something may have become evictable."""
 
     def __init__(
-        self, budget_bytes: int, metrics: Metrics, on_gone: Callable[[Entry], None], reserves: Reserves
+        self,
+        budget_bytes: int,
+        metrics: Metrics,
+        on_gone: Callable[[Entry], None],
+        reserves: Reserves,
+        tenants: Tenants | None,
     ) -> None:
-        super().__init__(Tier.HOST, budget_bytes, metrics, on_gone, reserves)
+        super().__init__(Tier.HOST, budget_bytes, metrics, on_gone, reserves, tenants)
         self.room = asyncio.Event()
 
     def release(self, entry: Entry) -> None:
@@ -67,13 +73,18 @@ class HostTier:
     """Adapters by digest. `on_gone(digest)` is called whenever a copy leaves."""
 
     def __init__(
-        self, budget_bytes: int, metrics: Metrics, on_gone: Callable[[str], None], reserves: Sequence[str] = ()
+        self,
+        budget_bytes: int,
+        metrics: Metrics,
+        on_gone: Callable[[str], None],
+        reserves: Sequence[str] = (),
+        tenants: Tenants | None = None,
     ) -> None:
         """Raises InvalidInput for reserves that cannot be, or that leave nothing to the others."""
         rules = Reserves(reserves)
         if rules.total_bytes > budget_bytes:
             raise InvalidInput(f"reserves of {rules.total_bytes} bytes are more than host_bytes {budget_bytes}")
-        self._books = _Shelf(budget_bytes, metrics, lambda entry: on_gone(entry.adapter.digest), rules)
+        self._books = _Shelf(budget_bytes, metrics, lambda entry: on_gone(entry.adapter.digest), rules, tenants)
         self._putting = asyncio.Lock()  # first come, first served: a large adapter is not overtaken for ever
 
     def acquire(self, digest: str) -> HostLease | None:
@@ -114,6 +125,9 @@ class HostTier:
     def expire(self, ttl_s: float) -> None:
         """Let go of what nobody has leased for so long."""
         self._books.expire(ttl_s)
+
+    def tenants_changed(self) -> None:
+        self._books.tenants_changed()
 
     def is_held(self, digest: str) -> bool:
         """Whether any copy is here, be it one that is about to go."""

@@ -11,7 +11,8 @@ from hashlib import blake2b
 
 from adapters_cache.sources import Source
 from server.core import BASE, Manifest, Tier
-from server.errors import AdapterNotFound, InvalidInput
+from server.errors import InvalidInput
+from server.tenants import unknown
 
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 NAME = re.compile(rf"(?:{_WORD}/)?{_WORD}(?:,{_WORD})*")
@@ -107,10 +108,7 @@ class Registry:
         try:
             return self._records[name]
         except KeyError:
-            raise AdapterNotFound(
-                f"no adapter is registered as {name[:128]!r}; list the adapters for the names there are",
-                adapter=name[:128],
-            ) from None
+            raise unknown(name) from None
 
     def records(self) -> Iterable[Record]:
         return self._records.values()

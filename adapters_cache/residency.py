@@ -14,6 +14,7 @@ from typing import Protocol
 from adapters_cache.books import Books, Entry
 from server.core import Adapter, SlotLease, Tier
 from server.metrics import Metrics
+from server.tenants import Tenants
 
 
 class SlotWriter(Protocol):
@@ -72,11 +73,11 @@ class _Lease:
 class Residency:
     """Gives out leases on device slots under a byte budget."""
 
-    def __init__(self, slots: SlotWriter, budget_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, slots: SlotWriter, budget_bytes: int, metrics: Metrics, tenants: Tenants | None = None) -> None:
         self.on_room: Callable[[], None] = lambda: None
         self._slots = slots
         self._metrics = metrics
-        self._books = Books(Tier.DEVICE, budget_bytes, metrics, self._on_gone)
+        self._books = Books(Tier.DEVICE, budget_bytes, metrics, self._on_gone, tenants=tenants)
         self._by_index: dict[int, _Slot] = {}
         self._free: list[int] = []  # a heap: low numbers are used again first
         self._num_slots = 0
@@ -114,7 +115,7 @@ class Residency:
 
     def _place(self, adapter: Adapter) -> _Slot | None:
         size_bytes = self._slots.slot_bytes(adapter)
-        self._books.check_fits(size_bytes)
+        self._books.check_fits(size_bytes, adapter.manifest.name)
         if not self._books.make_room(size_bytes):
             return None
         if self._free:
@@ -156,6 +157,10 @@ class Residency:
         self._books.expire(ttl_s)
         self._report()
         self.on_room()
+
+    def tenants_changed(self) -> None:
+        self._books.tenants_changed()
+        self._report()
 
     async def evict(self, digest: str) -> int:
         """Doom every copy and wait until the last lease on them has ended; give the bytes that were freed."""

@@ -19,7 +19,7 @@ class Statuses:
 
     def page(self, wanted: Wanted, after: str, limit: int) -> Page:
         """Give `limit` statuses by name, behind the name `after`, and the number of adapters that are wanted."""
-        if not (wanted.task or wanted.tier):
+        if not (wanted.task or wanted.tier) and wanted.tenant.may_use_all:
             records, total = self._registry.page(wanted.prefix, after, limit)
             return [self.of(record) for record in records], total
         records, _ = self._registry.page(wanted.prefix, "", len(self._registry))
@@ -48,7 +48,11 @@ class Statuses:
 
     def _fits(self, record: Record, wanted: Wanted) -> bool:
         is_of_task = not wanted.task or record.task == wanted.task
-        return is_of_task and (wanted.tier is None or self._tier(record.digest) is wanted.tier)
+        return (
+            is_of_task
+            and wanted.tenant.may_use(record.name)
+            and (wanted.tier is None or self._tier(record.digest) is wanted.tier)
+        )
 
     def _tier(self, digest: str) -> Tier:
         """The nearest one that holds it."""

@@ -231,7 +231,7 @@ class _World:
                     await server.engine.load(name)
                 elif what == "canary":
                     await self._replace(name, rng)
-                    await server.engine.load(name, rng.randrange(100))
+                    await server.engine.load(name, percent=rng.randrange(100))
                 elif what == "traffic":
                     versions = (await server.engine.get(name)).versions
                     if versions:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import start_http_server
@@ -17,11 +18,15 @@ from adapters_cache.adapters import Adapters
 from adapters_cache.compositions import Compositions
 from adapters_cache.residency import Residency
 from server.admission import Admission
+from server.api.gate import Gate
 from server.api.listener import Listener
-from server.config import SchedulerConfig, ServerConfig
+from server.audit import Audit
+from server.canary import Canary
+from server.config import SchedulerConfig, ServerConfig, is_loopback
 from server.engine import Engine, LocalEngine
-from server.errors import InvalidInput
+from server.errors import DeviceFault, InvalidInput
 from server.fronts.supervisor import Supervisor
+from server.ledger import Ledger
 from server.metrics import Metrics
 from server.model.base import Base, load_base
 from server.model.calibration import calibrate_runner
@@ -30,9 +35,11 @@ from server.model.slots import SlotBank
 from server.pipeline import Pipeline
 from server.probe import Prober, load_plain, tolerance_of
 from server.scheduler.scheduler import Scheduler
+from server.tenants import Tenants, read_tenants
 from server.threads import run_alone
 from server.tokenizer import Tokenizer, serialized
 from server.totals import Totals
+from server.watched import Watched
 
 log = logging.getLogger("adapterd")
 
@@ -50,9 +57,12 @@ class App:
         self._more = more
         self.metrics = Metrics()
         self.totals = Totals(self.metrics)
-        self.admission = Admission(config.api.max_in_flight, self.metrics)
+        self.tenants = Tenants(read_tenants(Path(config.api.tenants))) if config.api.tenants else Tenants()
+        self.audit = Audit(config.api.audit_log)
+        self.failed = asyncio.Event()  # the device answers nothing any more: end the process and start another
         self.grpc_port = 0
         self.http_port = 0
+        self._set_serving: Callable[[bool], None] = lambda is_serving: None
         self._running = AsyncExitStack()
 
     async def start(self) -> None:
@@ -65,14 +75,19 @@ class App:
         await self._running.aclose()
 
     async def _start(self, started: AsyncExitStack) -> None:
+        started.callback(self.audit.close)
+        self._warn()
         base = await run_alone(load_base, self.config.model)
         self.base = _describe(base)
+        self.ledger = self._start_ledger(started)
+        self.admission = Admission(self.config.api, self.metrics, base.info, self.tenants, self.ledger)
         engine = await self._start_engine(base, started)
         self._start_http(started)
         if self.config.api.frontends:
             await self._start_fronts(engine, base, started)
         else:
             await self._start_listener(engine, base, started)
+        self._watch_tenants(started)
         self.metrics.build(version=version("adapterd"), base=self.base.name, device=self.base.device)
         log.info("serving base=%s device=%s grpc_port=%d http_port=%d", *self._facts())
 
@@ -84,8 +99,16 @@ class App:
         scheduling = await self._with_budget(runner, base)
         runner.start()
         started.push_async_callback(asyncio.to_thread, runner.stop)
-        residency = Residency(bank, config.cache.device_bytes, metrics)
-        self.scheduler = scheduler = Scheduler(scheduling, residency.acquire, runner.run, metrics)
+        residency = Residency(bank, config.cache.device_bytes, metrics, self.tenants)
+        self.scheduler = scheduler = Scheduler(
+            scheduling,
+            residency.acquire,
+            runner.run,
+            metrics,
+            weight_of=lambda tenant: self.tenants.get(tenant).weight,
+            on_pace=self.ledger.set_pace,
+            on_fault=self._break_off,
+        )
         residency.on_room = scheduler.notify
         await scheduler.start()
         started.push_async_callback(scheduler.stop)
@@ -100,12 +123,31 @@ class App:
             weights=base,
             pin_memory=is_cuda,
             check=prober.check_adapter if prober else None,
+            tenants=self.tenants,
         )
         await self.adapters.start()
         started.push_async_callback(self.adapters.stop)
         self.compositions = Compositions(self.adapters, config.cache, base.info)
         await self.compositions.start()
-        return LocalEngine(self.compositions, scheduler, metrics, base.info)
+        canary = self._start_canary(base, residency, started)
+        return LocalEngine(self.compositions, scheduler, metrics, base.info, self.tenants, canary)
+
+    def _start_canary(self, base: Base, residency: Residency, started: AsyncExitStack) -> Canary | None:
+        config = self.config.scheduler
+        if not config.canary_share:
+            return None
+        tolerance = config.canary_tolerance or tolerance_of(_dtype_name(base))
+        canary = Canary(self.scheduler, config.canary_share, tolerance, self.metrics, residency.doom)
+        started.push_async_callback(canary.stop)
+        return canary
+
+    def _start_ledger(self, started: AsyncExitStack) -> Ledger:
+        """Of this process, or of all its fronts."""
+        if not self.config.api.frontends:
+            return Ledger.local()
+        ledger = Ledger.create(self.config.api.frontends)
+        started.callback(ledger.close)
+        return ledger
 
     async def _with_budget(self, runner: Runner, base: Base) -> SchedulerConfig:
         """The scheduler's configuration with the batch budget that was asked for, or a measured one."""
@@ -134,9 +176,9 @@ class App:
         """Metrics, from a thread of their own: a scrape never waits for the event loop."""
         api = self.config.api
         try:
-            server, _ = start_http_server(api.http_port, api.host, self.totals.registry)
+            server, _ = start_http_server(api.http_port, api.http_host, self.totals.registry)
         except OSError as error:
-            raise InvalidInput(f"{api.host}:{api.http_port} cannot be bound; choose another http_port") from error
+            raise InvalidInput(f"{api.http_host}:{api.http_port} cannot be bound; choose another http_port") from error
         self.http_port = server.server_port
         started.callback(server.server_close)
         started.push_async_callback(asyncio.to_thread, server.shutdown)
@@ -147,16 +189,57 @@ class App:
         tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, api.num_tokenizer_threads)
         started.callback(tokenizer.close)
         pipeline = Pipeline(self.admission, tokenizer, engine, self.metrics)
-        listener = Listener(pipeline, api, self.base, self.metrics, self._more(self.config, base))
+        gate = Gate(self.tenants, self.audit, self.metrics)
+        listener = Listener(pipeline, api, self.base, self.metrics, gate, self._more(self.config, base))
         self.grpc_port = await listener.start(api.port)
         started.push_async_callback(listener.drain)
+        self._set_serving = listener.set_serving
 
     async def _start_fronts(self, engine: Engine, base: Base, started: AsyncExitStack) -> None:
         """The same in processes of their own."""
         tokenizer = await asyncio.to_thread(serialized, base.tokenizer_path)
-        self.fronts = Supervisor(self.config.api, engine, self.metrics, self.totals)
+        self.fronts = Supervisor(self.config.api, engine, self.metrics, self.totals, self.ledger, self.tenants)
         self.grpc_port = await self.fronts.start(self.base, base.info, tokenizer, log.getEffectiveLevel())
         started.push_async_callback(self.fronts.stop)
+        self._set_serving = self.fronts.set_serving
+
+    def _warn(self) -> None:
+        api = self.config.api
+        if not is_loopback(api.host) and not api.tls_certificate:
+            log.warning("%s is not loopback and TLS is off: tokens, texts and answers can be read on the way", api.host)
+        if self.tenants.are_open and not is_loopback(api.host):
+            log.warning("anyone who reaches %s may load, replace and unload adapters (allow_anonymous)", api.host)
+
+    def _watch_tenants(self, started: AsyncExitStack) -> None:
+        if self.config.api.tenants:
+            watched = Watched([Path(self.config.api.tenants)], self.config.api.reload_s, self._reload_tenants)
+            watched.start()
+            started.push_async_callback(watched.stop)
+
+    async def _reload_tenants(self) -> None:
+        """A file that cannot be read leaves those before."""
+        try:
+            self.tenants.replace(await asyncio.to_thread(read_tenants, Path(self.config.api.tenants)))
+        except InvalidInput as error:
+            log.error("the tenants before stay: %s", error.message)
+            self.metrics.reloaded("tenants", has_failed=True)
+            self.audit.reloaded("tenants", error.message)
+            return
+        self.adapters.tenants_changed()
+        self.metrics.tenants_now([tenant.name for tenant in self.tenants.all])
+        if self.config.api.frontends:
+            self.fronts.tenants_changed()
+        log.info("tenants were read again: %d", len(self.tenants.all))
+        self.metrics.reloaded("tenants", has_failed=False)
+        self.audit.reloaded("tenants", "OK")
+
+    def _break_off(self, fault: DeviceFault) -> None:
+        """Balancers are told at once. What was in the air has its answer: Unavailable."""
+        log.critical("%s", fault.message)
+        self.metrics.device_fault()
+        self._set_serving(False)
+        self.admission.close()
+        self.failed.set()
 
     def _facts(self) -> tuple[str, str, int, int]:
         return self.base.name, self.base.device, self.grpc_port, self.http_port

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from server.errors import InvalidInput
@@ -77,23 +78,41 @@ class SchedulerConfig:
     # Larger batches use the device better and make each caller wait longer; 0: measured at start, where that stops.
     max_batch_tokens: int = 0
     max_batch_samples: int = 512
-    max_queued_samples: int = 4096  # more waiting work is held instead of refused; memory and latency
-    max_queued_tokens: int = 1 << 20
+    batch_timeout_s: float = 60.0  # a device that computes one batch for so long hangs, and the server starts again
+    canary_share: float = 0.001  # of samples, computed once more, alone and from weights placed anew, and compared
+    canary_tolerance: float = 0.0  # of |difference| / (1 + |alone|); 0: by the dtype, as cache.verify_tolerance
 
     def __post_init__(self) -> None:
         _require_at_least(0, self, "max_batch_tokens")
-        _require_at_least(1, self, "max_batch_samples", "max_queued_samples", "max_queued_tokens")
+        _require_at_least(1, self, "max_batch_samples")
+        _require_seconds(self, "batch_timeout_s")
+        for name, most in (("canary_share", 1.0), ("canary_tolerance", math.inf)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InvalidInput(f"{name} {getattr(self, name):g} must be a number, 0 to {most:g}")
+        if self.batch_timeout_s == 0:
+            raise InvalidInput("batch_timeout_s 0 must be more than 0")
 
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
     host: str = "127.0.0.1"
     port: int = 50051  # gRPC; 0 takes a free one
-    http_port: int = 9090  # metrics; 0 takes a free one
+    http_host: str = "127.0.0.1"  # metrics, which name tenants; an operator's, and no caller's
+    http_port: int = 9090  # 0 takes a free one
+    tenants: str = ""  # file that declares who may call; "" lets anyone, on loopback
+    allow_anonymous: bool = False  # listen elsewhere than on loopback without a tenants file: anyone there may do all
+    tls_certificate: str = ""  # PEM file with the chain; "" serves in the clear
+    tls_key: str = ""
+    tls_client_ca: str = ""  # PEM file; callers then need a certificate that it has signed
+    reload_s: float = 2.0  # between looks at the tenants file and the certificates
+    audit_log: str = ""  # file of JSON lines: who changed what, and who was turned away; "" goes to the log
     max_message_bytes: int = 8 * MIB  # a caller may make the server hold this much per call
     max_inputs_per_request: int = 256
     max_requests_per_batch: int = 256
     max_in_flight: int = 1024  # accepted requests; beyond it callers are refused at once
+    max_in_flight_tokens: int = 1 << 20  # of those, texts and all; memory and latency
+    max_in_flight_bytes: int = 256 * MIB
+    max_queue_s: float = 5.0  # of work that waits; beyond it, and in an overload beyond far less, callers are refused
     drain_timeout_s: float = 30.0  # how long a stop waits for accepted requests
     lame_duck_s: float = 0.5  # how long a stopping server still accepts, so that balancers see it leave
     num_tokenizer_threads: int = 2  # of each front
@@ -102,15 +121,25 @@ class ApiConfig:
     frontends: int = 0  # gRPC processes on the port, each with memory and a core of its own; 0: the engine's process
 
     def __post_init__(self) -> None:
-        _require_text(self, "host")
+        _require_text(self, "host", "http_host")
         _require_at_least(0, self, "port", "http_port", "frontends")
         _require_at_most(MAX_PORT, self, "port", "http_port")
         _require_at_most(MAX_FRONTENDS, self, "frontends")
         _require_at_least(1, self, "max_publish_bytes")
         limits = ("max_message_bytes", "max_inputs_per_request", "max_requests_per_batch", "max_in_flight")
+        _require_at_least(1, self, "max_in_flight_tokens", "max_in_flight_bytes")
         _require_at_least(1, self, *limits, "num_tokenizer_threads")
         _require_at_most(MAX_MESSAGE_BYTES, self, "max_message_bytes")
-        _require_seconds(self, "drain_timeout_s", "lame_duck_s")
+        _require_seconds(self, "drain_timeout_s", "lame_duck_s", "max_queue_s", "reload_s")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise InvalidInput("tls_certificate and tls_key come together; set both, or neither")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise InvalidInput("tls_client_ca needs tls_certificate and tls_key")
+        if not (self.tenants or self.allow_anonymous or is_loopback(self.host)):
+            raise InvalidInput(
+                f"host {self.host!r} is not loopback, and without a tenants file anyone who reaches it may load,"
+                " replace and unload adapters. Declare tenants (--tenants), or ask for it in words: --allow-anonymous"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +156,17 @@ class ServerConfig:
                 f"publish_folder {folder!r} is not the first of cache.adapters; name it there first: of two adapters"
                 " with one name the first folder's counts"
             )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host's name or address."""
+    name = host.strip("[]")
+    if name == "localhost":
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _require_at_least(least: int, config: object, *names: str) -> None:

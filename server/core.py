@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from asyncio import Future
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from fnmatch import translate
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +19,61 @@ from server.composition import Leaf, Node
 from server.primitives import AdapterSpec
 
 BASE = "base"  # the reserved adapter name that asks for the base model alone
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who calls, and what that one may do. Patterns are globs over names, "acme-*"; of a limit 0 means none.
+
+    adapters            names that are its own: it may ask for them, and change them if it `can_load`
+    shared              others' names that it may ask for; "base" is the base model alone
+    credentials         sha256 of each of its bearer tokens, hex
+    subjects            common or alternative names of its client certificates
+    weight              of its share of the device while others wait too
+    max_in_flight       requests
+    host_bytes, device_bytes   what its adapters may take in memory, beyond what batches are using
+    max_pins            adapters that it may keep pinned
+    index               its place in the ledger; given by `Tenants`
+    """
+
+    name: str
+    adapters: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    credentials: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    weight: float = 1.0
+    max_in_flight: int = 0
+    max_requests_per_s: float = 0.0
+    max_tokens_per_s: float = 0.0
+    host_bytes: int = 0
+    device_bytes: int = 0
+    max_pins: int = 0
+    can_load: bool = False
+    can_train: bool = False
+    index: int = 0
+
+    @property
+    def may_use_all(self) -> bool:
+        return "*" in self.adapters or "*" in self.shared
+
+    def owns(self, name: str) -> bool:
+        return _matches(self.adapters, name)
+
+    def may_use(self, name: str) -> bool:
+        return _matches(self.adapters, name) or _matches(self.shared, name)
+
+
+@lru_cache(maxsize=4096)
+def _pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, globs)))
+
+
+def _matches(globs: tuple[str, ...], name: str) -> bool:
+    return bool(globs) and _pattern(globs).match(name) is not None
+
+
+# Everybody, where no tenants are declared.
+ANYONE = Tenant("anyone", adapters=("*",), can_load=True, can_train=True, index=1)
 
 
 class Truncation(Enum):
@@ -71,6 +129,8 @@ class Request:
     heads         names of the heads that answer instead of the usual one
     skip_layers   layers without adapters
     sticky_key    requests of equal keys are answered by the same version of an adapter
+    priority      among the tenant's own requests; larger goes first
+    size_bytes    of the message
     """
 
     adapter: str
@@ -80,6 +140,9 @@ class Request:
     heads: tuple[str, ...] = ()
     skip_layers: tuple[int, ...] = ()
     sticky_key: str = ""
+    priority: int = 0
+    tenant: Tenant = ANYONE
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +290,7 @@ class SlotLease(Protocol):
     """The right to use a device slot until the batch is done.
 
     slot      index of the slot; 0 means "no adapter"
-    is_fresh  this lease was the one that placed the adapter: the runner must write `adapter` into the slot first
+    is_fresh  this lease was the one that placed the adapter: it has to be written into the slot first
     """
 
     adapter: Adapter | None
@@ -248,6 +311,8 @@ class Sample:
     deadline: float | None
     return_hidden: bool = False  # also give token vectors and pooler output (verification)
     tenant: str = ""
+    priority: int = 0
+    rides_alone: bool = False  # shares its batch with no other
     enqueued_at: float = 0.0
 
     @property
@@ -264,11 +329,19 @@ _batch_ids = itertools.count(1)
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Samples of one forward pass and the slot lease of each distinct part among their targets, by digest."""
+    """Samples of one forward pass and the slot lease of each distinct part among their targets, by digest.
+
+    unwritten   digests whose slots the runner has to write first; by default those of fresh leases
+    """
 
     samples: list[Sample]
     leases: Mapping[str, SlotLease]
+    unwritten: frozenset[str] = None  # type: ignore[assignment]
     id: int = field(default_factory=lambda: next(_batch_ids))
+
+    def __post_init__(self) -> None:
+        if self.unwritten is None:
+            self.unwritten = frozenset(digest for digest, lease in self.leases.items() if lease.is_fresh)
 
     @property
     def num_tokens(self) -> int:
@@ -488,11 +561,15 @@ class Tier(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which adapters a listing is of; empty fields take any."""
+    """Which adapters a listing is of; empty fields take any.
+
+    tenant   who may use them
+    """
 
     prefix: str = ""
     task: str = ""
     tier: Tier | None = None
+    tenant: Tenant = ANYONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.canary import Canary
 from server.core import (
+    ANYONE,
     AdapterStatus,
     BaseInfo,
     Encoding,
@@ -20,6 +22,7 @@ from server.core import (
     SampleOutput,
     Target,
     TargetLease,
+    Tenant,
     Wanted,
 )
 from server.errors import InvalidInput
@@ -27,6 +30,7 @@ from server.metrics import Metrics
 from server.primitives import Head
 from server.results import Question, fitted, heads_of
 from server.stopwatch import Stopwatch
+from server.tenants import Tenants, require_own, require_use
 
 MAX_ANSWERERS = 4096  # that are kept between requests
 
@@ -44,6 +48,8 @@ class Work:
     heads: tuple[str, ...] = ()
     skip_layers: tuple[int, ...] = ()
     sticky_key: str = ""
+    priority: int = 0
+    tenant: str = ANYONE.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,28 +76,34 @@ class Computed:
 
 
 class Engine(Protocol):
-    """Every method raises AdapterdErrors. A cancelled caller leaves nothing behind."""
+    """Every method raises AdapterdErrors. A cancelled caller leaves nothing behind.
 
-    async def check(self, expression: str) -> None:
+    tenant   who asks, by name: what that one may not know of is not there
+    """
+
+    async def check(self, expression: str, tenant: str) -> None:
         """Raises AdapterNotFound and InvalidInput for what no adapter can answer. Loads nothing."""
 
     async def compute(self, work: Work) -> Computed: ...
 
     async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page: ...
-    async def get(self, name: str) -> AdapterStatus: ...
-    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
-    async def unload(self, name: str) -> tuple[int, int, int]: ...
-    async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
-    async def prefetch(self, names: Sequence[str]) -> int: ...
-    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
+    async def get(self, name: str, tenant: str) -> AdapterStatus: ...
+
+    # These raise Forbidden where the tenant may only ask for the adapter.
+
+    async def load(self, name: str, tenant: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
+    async def unload(self, name: str, tenant: str) -> tuple[int, int, int]: ...
+    async def pin(self, name: str, is_pinned: bool, tenant: str) -> AdapterStatus: ...
+    async def prefetch(self, names: Sequence[str], tenant: str) -> int: ...
+    async def set_traffic(self, name: str, shares: Mapping[str, int], tenant: str) -> AdapterStatus: ...
 
 
 class Adapters(Protocol):
     """The part of adapters_cache's facade that this file uses."""
 
-    def check(self, expression: str) -> None: ...
+    def check(self, expression: str, tenant: Tenant) -> None: ...
     async def ready(
-        self, expression: str, heads: Sequence[str], skip_layers: Sequence[int], key: str
+        self, expression: str, heads: Sequence[str], skip_layers: Sequence[int], key: str, tenant: Tenant
     ) -> TargetLease: ...
 
     def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page: ...
@@ -110,29 +122,44 @@ class Scheduler(Protocol):
 class LocalEngine:
     """The engine of this process. All on the event loop's thread."""
 
-    def __init__(self, adapters: Adapters, scheduler: Scheduler, metrics: Metrics, base: BaseInfo) -> None:
+    def __init__(
+        self,
+        adapters: Adapters,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        base: BaseInfo,
+        tenants: Tenants | None = None,
+        canary: Canary | None = None,
+    ) -> None:
         self._adapters = adapters
         self._scheduler = scheduler
         self._metrics = metrics
         self._base = base
+        self._tenants = tenants or Tenants()
+        self._canary = canary
         self._answerers: dict[object, Answerer] = {}
 
-    async def check(self, expression: str) -> None:
-        self._adapters.check(expression)
+    async def check(self, expression: str, tenant: str = ANYONE.name) -> None:
+        self._adapters.check(expression, self._tenants.get(tenant))
 
     async def compute(self, work: Work) -> Computed:
         watch, started, has_failed = Stopwatch(work.deadline, self._metrics), time.monotonic(), False
+        tenant = self._tenants.get(work.tenant)
         with watch.stage("ready"):
-            lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers, work.sticky_key)  # 3
+            lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers, work.sticky_key, tenant)  # 3
+        is_handed_on = False
         try:
             questions = fitted(work.questions, lease.target, work.parameters, self._base)
             encodings = [encoding for question in questions for encoding in question.encodings]
             outputs = await self._compute([_sample(work, encoding, lease.target) for encoding in encodings])  # 4 and 5
+            if self._canary is not None:
+                is_handed_on = self._canary.watch(lease, encodings, outputs, work.parameters.pooling)
         except Exception as error:
             has_failed = not isinstance(error, InvalidInput)  # which is the caller's own
             raise
         finally:
-            lease.release()
+            if not is_handed_on:
+                lease.release()
             if lease.version is not None:
                 self._metrics.version_done(*lease.version, time.monotonic() - started, has_failed=has_failed)
         return Computed(self._answerer(lease), tuple(outputs), watch.seconds["ready"])
@@ -166,22 +193,29 @@ class LocalEngine:
     async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page:
         return self._adapters.list(wanted, after=after, limit=limit)
 
-    async def get(self, name: str) -> AdapterStatus:
+    async def get(self, name: str, tenant: str = ANYONE.name) -> AdapterStatus:
+        require_use(self._tenants.get(tenant), name)
         return self._adapters.get(name)
 
-    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]:
+    async def load(self, name: str, tenant: str = ANYONE.name, percent: int = 100) -> tuple[AdapterStatus, str]:
+        require_own(self._tenants.get(tenant), name)
         return await self._adapters.load(name, percent)
 
-    async def unload(self, name: str) -> tuple[int, int, int]:
+    async def unload(self, name: str, tenant: str = ANYONE.name) -> tuple[int, int, int]:
+        require_own(self._tenants.get(tenant), name)
         return await self._adapters.unload(name)
 
-    async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
+    async def pin(self, name: str, is_pinned: bool, tenant: str = ANYONE.name) -> AdapterStatus:
+        require_own(self._tenants.get(tenant), name)
         return await self._adapters.pin(name, is_pinned)
 
-    async def prefetch(self, names: Sequence[str]) -> int:
+    async def prefetch(self, names: Sequence[str], tenant: str = ANYONE.name) -> int:
+        for name in names:
+            require_use(self._tenants.get(tenant), name)
         return self._adapters.prefetch(names)
 
-    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
+    async def set_traffic(self, name: str, shares: Mapping[str, int], tenant: str = ANYONE.name) -> AdapterStatus:
+        require_own(self._tenants.get(tenant), name)
         return await self._adapters.set_traffic(name, shares)
 
 
@@ -192,4 +226,6 @@ def _sample(work: Work, encoding: Encoding, target: Target) -> Sample:
         pooling=work.parameters.pooling,
         reply=asyncio.get_running_loop().create_future(),
         deadline=work.deadline,
+        tenant=work.tenant,
+        priority=work.priority,
     )

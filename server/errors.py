@@ -2,16 +2,22 @@
 
 AdapterdError
 ├── InvalidInput          the request itself is wrong: empty text, too many tokens, bad parameter
-├── AdapterNotFound       no adapter is registered under this name
+├── Unauthenticated       no credentials, or none that this server knows
+├── Forbidden             known, and not allowed to do this
+├── AdapterNotFound       no adapter is registered under this name, or none that this caller may know of
 ├── AdapterRefused        the adapter exists and cannot be served as it is
 │   ├── WrongBase         made for another base model
 │   ├── MalformedCheckpoint  files missing, truncated, or not what their configuration says
 │   ├── UnsupportedConfig    a configuration that cannot be lowered exactly
 │   ├── TooLarge          larger than a tier's whole budget; no waiting makes room
-│   └── AdapterChanged    the origin holds something else than what the name was loaded as
+│   ├── AdapterChanged    the origin holds something else than what the name was loaded as
+│   └── NonFinite         it gives NaN or Inf where there should be an answer
 ├── Overloaded            no room now; `retry_after_s` says when to come back
+│   └── OutOfDeviceMemory the batch does not fit beside what the device holds; a smaller one may
 ├── DeadlineExceeded      out of time before compute
 ├── Unavailable           starting, draining, or the device is gone
+│   ├── Quarantined       this adapter failed a moment ago; it is tried again in a while
+│   └── DeviceFault       the device answers nothing any more; the server starts again
 └── Internal              our own fault
 
 `api/status.py` is the only place that knows which gRPC status each one becomes.
@@ -38,6 +44,14 @@ class AdapterdError(Exception):
 
 class InvalidInput(AdapterdError):
     reason = "INVALID_INPUT"
+
+
+class Unauthenticated(AdapterdError):
+    reason = "UNAUTHENTICATED"
+
+
+class Forbidden(AdapterdError):
+    reason = "FORBIDDEN"
 
 
 class AdapterNotFound(AdapterdError):
@@ -68,12 +82,20 @@ class AdapterChanged(AdapterRefused):
     reason = "ADAPTER_CHANGED"
 
 
+class NonFinite(AdapterRefused):
+    reason = "NON_FINITE"
+
+
 class Overloaded(AdapterdError):
     reason = "OVERLOADED"
 
     def __init__(self, message: str, *, retry_after_s: float = 0.1, **metadata: str) -> None:
         super().__init__(message, **metadata)
         self.retry_after_s = retry_after_s
+
+
+class OutOfDeviceMemory(Overloaded):
+    reason = "OUT_OF_DEVICE_MEMORY"
 
 
 class DeadlineExceeded(AdapterdError):
@@ -86,6 +108,14 @@ class Unavailable(AdapterdError):
     def __init__(self, message: str, *, retry_after_s: float | None = None, **metadata: str) -> None:
         super().__init__(message, **metadata)
         self.retry_after_s = retry_after_s
+
+
+class Quarantined(Unavailable):
+    reason = "QUARANTINED"
+
+
+class DeviceFault(Unavailable):
+    reason = "DEVICE_FAULT"
 
 
 class Internal(AdapterdError):

@@ -1,14 +1,14 @@
 """Every Prometheus series of the server: name, unit, buckets.
 
-No label ever names an adapter, a tenant or anything else a caller chooses, so the number of series is fixed; but for
-the versions of an adapter while several share its requests.
+No label ever names an adapter or anything else a caller chooses, so the number of series is bounded: tenants are those
+of the operator's file, and an adapter is named while several versions share its requests.
 The recording methods may be called from any thread.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary, generate_latest
@@ -23,6 +23,8 @@ AGE_BUCKETS_S = tuple(0.25 * 4**i for i in range(10))  # 0.25 s .. 18 h
 SAMPLE_BUCKETS = tuple(2**i for i in range(11))  # 1 .. 1024
 TOKEN_BUCKETS = tuple(2**i for i in range(4, 17))  # 16 .. 65536
 DIGEST_CHARS = 12
+REFUSALS = ("requests", "tokens", "bytes", "tenant", "rate", "queue", "deadline")
+RELOADED = ("tenants", "certificates")
 ADAPTER_BUCKETS = (0, *SAMPLE_BUCKETS)  # 0: the base alone
 
 
@@ -78,11 +80,60 @@ class Metrics:
         """One piece of work was dropped before the device because its caller had left."""
         self._cancelled.inc()
 
+    def refused(self, reason: str) -> None:
+        """A request was turned away at the door: which limit it met."""
+        self._refused[reason].inc()
+
+    def tenant_done(self, tenant: str, num_tokens: int) -> None:
+        """A request of a tenant was answered."""
+        self._tenant_requests.labels(tenant, "answered").inc()
+        self._tenant_tokens.labels(tenant).inc(num_tokens)
+
+    def tenant_refused(self, tenant: str) -> None:
+        self._tenant_requests.labels(tenant, "refused").inc()
+
+    def tenant_failed(self, tenant: str) -> None:
+        self._tenant_requests.labels(tenant, "failed").inc()
+
+    def tenants_now(self, names: Collection[str]) -> None:
+        """Series of tenants that left go."""
+        for series in (self._tenant_requests, self._tenant_tokens):
+            for labels in list(series._metrics):
+                if labels[0] not in names:
+                    with suppress(KeyError):
+                        series.remove(*labels)
+
+    def unauthenticated(self) -> None:
+        """A call came without credentials that are known."""
+        self._unauthenticated.inc()
+
+    def reloaded(self, what: str, *, has_failed: bool) -> None:
+        """The tenants file or the certificates were read again; where that failed, those before stay."""
+        self._reload_failed[what].set(has_failed)
+        if not has_failed:
+            self._reloads[what].inc()
+
     def front_restarted(self) -> None:
         """A front process ended by itself and another one takes its place."""
         self._front_restarts.inc()
 
+    def refusal_took(self, seconds: float) -> None:
+        """From a call's arrival to the answer that it was refused for lack of room."""
+        self._refusal_s.observe(seconds)
+
     # batches
+
+    def batch_split(self) -> None:
+        """A batch failed as a whole and is run again in halves."""
+        self._splits.inc()
+
+    def canary_done(self, outcome: str) -> None:
+        """A served sample was computed again, alone: "same", "different" or "failed"."""
+        self._canaries[outcome].inc()
+
+    def device_fault(self) -> None:
+        """The device answers nothing any more."""
+        self._faults.inc()
 
     def batch_done(self, num_samples: int, num_tokens: int, num_adapters: int, compute_s: float) -> None:
         self._batch_samples.observe(num_samples)
@@ -166,6 +217,16 @@ class Metrics:
         expired = self._counter("expired", "Work dropped before the device: out of time.", ("stage",))
         self._expired = {stage: expired.labels(stage) for stage in STAGES[:-2]}
         self._cancelled = self._counter("cancelled", "Work dropped before the device: its caller left.")
+        refused = self._counter("refused", "Requests turned away for lack of room, by the limit they met.", ("reason",))
+        self._refused = {reason: refused.labels(reason) for reason in REFUSALS}
+        self._refusal_s = self._histogram("refusal_duration_seconds", "Time until a refusal.", LATENCY_BUCKETS_S)
+        self._tenant_requests = self._counter("tenant_requests", "Requests by tenant.", ("tenant", "outcome"))
+        self._tenant_tokens = self._counter("tenant_tokens", "Tokens answered by tenant.", ("tenant",))
+        self._unauthenticated = self._counter("unauthenticated", "Calls without credentials that are known.")
+        failed = self._gauge("reload_failed", "Whether what was read last is broken; that before stays.", ("what",))
+        reloads = self._counter("reloads", "Files that changed and were read again.", ("what",))
+        self._reload_failed = {what: failed.labels(what) for what in RELOADED}
+        self._reloads = {what: reloads.labels(what) for what in RELOADED}
         self._front_restarts = self._counter("front_restarts", "Front processes that ended and were replaced.")
 
     def _define_batches(self) -> None:
@@ -173,6 +234,10 @@ class Metrics:
         self._batch_tokens = self._histogram("batch_tokens", "Tokens per forward pass.", TOKEN_BUCKETS)
         self._batch_adapters = self._histogram("batch_adapters", "Adapters per forward pass.", ADAPTER_BUCKETS)
         self._batch_budget = self._gauge("batch_budget_tokens", "Tokens that a forward pass may have.")
+        self._splits = self._counter("batch_splits", "Batches that failed and were run again in halves.")
+        canaries = self._counter("canaries", "Served samples that were computed again, alone.", ("outcome",))
+        self._canaries = {outcome: canaries.labels(outcome) for outcome in ("same", "different", "failed")}
+        self._faults = self._counter("device_faults", "Times the device stopped answering.")
         self._compute_s = self._counter("compute_seconds", "Time the device spent on batches.")
         self._queue_samples = self._gauge("queue_samples", "Samples waiting for a batch.")
         self._queue_tokens = self._gauge("queue_tokens", "Tokens waiting for a batch.")

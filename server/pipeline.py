@@ -32,15 +32,17 @@ class Pipeline:
         """Computed every input of `request`, or raise one of our errors. A cancelled caller leaves nothing behind."""
         watch = Stopwatch(request.deadline, self.metrics)
         try:
-            async with asyncio.timeout_at(request.deadline) as limit, self.admission.enter(request):  # 1
-                await self.engine.check(request.adapter)  # texts for an unknown name are not worth tokenizing
+            async with asyncio.timeout_at(request.deadline) as limit, self.admission.enter(request) as place:  # 1
+                # texts for an unknown name are not worth tokenizing
+                await self.engine.check(request.adapter, request.tenant.name)
                 watch.lap("admit")
                 with watch.stage("tokenize"):
                     encodings = await self.tokenizer.encode(spread(request.inputs), request.parameters)  # 2
+                num_tokens = sum(encoding.num_tokens for encoding in encodings)
+                place.correct(num_tokens)
                 questions = gather(request.inputs, encodings)
                 computed = await self.engine.compute(_work(request, questions))  # 3 to 5
                 num_values = sum(branch.values.size for output in computed.outputs for branch in output.branches)
-                num_tokens = sum(encoding.num_tokens for encoding in encodings)
                 if num_tokens > MAX_INLINE_TOKENS or num_values > MAX_INLINE_VALUES:
                     return await asyncio.to_thread(self._reply, request, questions, computed, watch)
                 return self._reply(request, questions, computed, watch)
@@ -74,6 +76,8 @@ def _work(request: Request, questions: Sequence[Question]) -> Work:
         heads=request.heads,
         skip_layers=request.skip_layers,
         sticky_key=request.sticky_key,
+        priority=request.priority,
+        tenant=request.tenant.name,
     )
 
 

@@ -27,7 +27,7 @@ from server.core import (
     TokenClassification,
     TokenInfo,
 )
-from server.errors import Internal, InvalidInput
+from server.errors import InvalidInput
 from server.primitives import AdapterSpec, Head, Task
 
 DEFAULT_THRESHOLD = 0.5  # of a multi-label head
@@ -61,9 +61,7 @@ def shape_branch(
     output    values [C], [T, C] or [H]
     head      None for a pooled vector
     answer    what is known already of tasks that are not answered here
-    raises    Internal if the numbers are not finite
     """
-    require_finite(output.values)
     task, labels = head.task if head else Task.EMBEDDING, head.labels if head else ()
     return Result(
         answer=answer or _ANSWERS[task](output.values.astype(np.float64), encoding, labels, parameters),
@@ -73,11 +71,6 @@ def shape_branch(
         logits=output.values if head and parameters.return_logits else None,
         tokens=_tokens(output, encoding, task, labels) if parameters.return_tokens else (),
     )
-
-
-def require_finite(values: NDArray[np.float32]) -> None:
-    if not np.isfinite(values).all():
-        raise Internal("the model's output is not finite for this input")
 
 
 def _classification(

@@ -28,7 +28,7 @@ from server.core import (
     Word,
 )
 from server.errors import InvalidInput, UnsupportedConfig
-from server.postprocess import check_parameters, require_finite, shape_branch, softmax, span
+from server.postprocess import check_parameters, shape_branch, softmax, span
 from server.primitives import Head, Task
 from server.words import with_words
 
@@ -174,14 +174,12 @@ def shape(
     outputs   one per encoding of the question
     heads     of each branch
     names     of each branch: its adapters as an expression, and its head
-    raises    Internal if the numbers are not finite
     """
     results = []
     for number, head in enumerate(heads):
         branch = _joined([output.branches[number] for output in outputs])
         answer = None
         if head is not None and head.task in _ANSWERS:
-            require_finite(branch.values)
             asked = _Asked(question, head, parameters, name_token, mask_token_id)
             answer = _ANSWERS[head.task](branch, asked)
         result = shape_branch(branch, outputs[0].batch, question.encodings[0], head, parameters, answer)
@@ -256,7 +254,6 @@ def _best(logits: NDArray[np.float32], asked: _Asked) -> tuple[TokenScore, ...]:
 def _dependencies(output: BranchOutput, asked: _Asked) -> Dependencies:
     """values [W, W + 1]: of each word the score of every head, 0 is the root; relations [W, W + 1, C]."""
     assert output.relations is not None
-    require_finite(output.relations)
     encoding, labels = asked.question.encodings[0], asked.head.labels
     chances = softmax(output.values.astype(np.float64))
     words = []

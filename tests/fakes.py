@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from server.core import (
+    ANYONE,
     Adapter,
     BaseInfo,
     Batch,
@@ -19,6 +20,7 @@ from server.core import (
     Pooling,
     Sample,
     SampleOutput,
+    Tenant,
     TokenInput,
     target_of,
 )
@@ -69,10 +71,12 @@ def make_sample(
     *,
     deadline: float | None = None,
     tenant: str = "",
+    priority: int = 0,
 ) -> Sample:
     """A sample of the running event loop."""
     reply: asyncio.Future[SampleOutput] = asyncio.get_running_loop().create_future()
-    return Sample(make_encoding(num_tokens), target_of(adapter), Pooling.MEAN, reply, deadline, tenant=tenant)
+    target = target_of(adapter)
+    return Sample(make_encoding(num_tokens), target, Pooling.MEAN, reply, deadline, tenant=tenant, priority=priority)
 
 
 def make_output(values: ArrayLike = (0.0,), *, queue_s: float = 0.001, compute_s: float = 0.002) -> SampleOutput:
@@ -106,12 +110,17 @@ class FakeAdapters:
     def num_leased(self) -> int:
         return sum(lease.num_releases == 0 for lease in self.leases)
 
-    def check(self, expression: str) -> None:
+    def check(self, expression: str, tenant: Tenant = ANYONE) -> None:
         if isinstance(self.errors.get(expression), AdapterNotFound):
             raise self.errors[expression]
 
     async def ready(
-        self, name: str, heads: Sequence[str] = (), skip_layers: Sequence[int] = (), key: str = ""
+        self,
+        name: str,
+        heads: Sequence[str] = (),
+        skip_layers: Sequence[int] = (),
+        key: str = "",
+        tenant: Tenant = ANYONE,
     ) -> FakeTargetLease:
         await self.gate.wait()
         if name in self.errors:

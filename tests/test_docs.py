@@ -16,7 +16,9 @@ from adapterd import Client
 from server.cli.demo import Row, read_cases
 from server.cli.demo_table import is_right
 from server.cli.settings import SECTIONS
+from server.core import Tenant
 from server.metrics import Metrics
+from server.tenants import read_tenants
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -24,7 +26,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_settings_shown_are_all_settings_with_their_defaults() -> None:
-    [block] = re.findall(r"```toml\n(.*?)```", OPERATIONS, re.DOTALL)
+    block = re.findall(r"```toml\n(.*?)```", OPERATIONS, re.DOTALL)[0]
     shown = tomllib.loads(block)
     for name, section in SECTIONS.items():
         defaults = {field.name: getattr(section(), field.name) for field in fields(section)}
@@ -33,6 +35,14 @@ def test_settings_shown_are_all_settings_with_their_defaults() -> None:
         assert {k: v for k, v in shown[name].items() if k not in free} == {
             k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items() if k not in free
         }
+
+
+def test_tenants_shown_use_every_key_and_can_be_read(tmp_path: Path) -> None:
+    block = re.findall(r"```toml\n(.*?)```", OPERATIONS, re.DOTALL)[1]
+    (tmp_path / "tenants.toml").write_text(block)
+    assert [tenant.name for tenant in read_tenants(tmp_path / "tenants.toml")] == ["acme", "operator"]
+    keys = {key for table in tomllib.loads(block).values() for key in table}
+    assert keys == {field.name for field in fields(Tenant)} - {"name", "index"}
 
 
 def test_metrics_shown_are_all_metrics() -> None:

@@ -15,7 +15,7 @@ from adapterd.v1 import inference_pb2 as v1
 from server.api.handlers import Context, service_handler
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
-from server.core import BatchInfo, Classification, LabelScore, Reply, Request, Result, Timings
+from server.core import ANYONE, BatchInfo, Classification, LabelScore, Reply, Request, Result, Tenant, Timings
 from server.metrics import Metrics
 
 Infer = Callable[[Request], Awaitable[Reply]]
@@ -38,14 +38,14 @@ async def serve_inference_port(infer: Infer, note: Note = lambda metadata: None)
     """`note` gets the metadata of every call."""
 
     class Noting(InferenceServicer):
-        async def Predict(self, message: v1.PredictRequest, context: Context) -> v1.PredictResponse:
+        async def Predict(self, message: v1.PredictRequest, context: Context, tenant: Tenant) -> v1.PredictResponse:
             note(dict(context.invocation_metadata() or ()))  # type: ignore[arg-type]
-            return await super().Predict(message, context)
+            return await super().Predict(message, context, tenant)
 
     config = ApiConfig(max_inputs_per_request=4, max_requests_per_batch=8)
     service = v1.DESCRIPTOR.services_by_name["Inference"]
     servicer = Noting(FakePipeline(infer), config, Metrics())
-    async with serve_handlers(service_handler(service, servicer)) as port:
+    async with serve_handlers(service_handler(service, servicer, lambda context: ANYONE)) as port:
         yield port
 
 

@@ -20,7 +20,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from adapterd.v1 import training_pb2 as v1
 from adapters_cache.formats.adapterhub import check_file_name
 from server.config import ServerConfig
-from server.errors import InvalidInput, Overloaded, TooLarge, UnsupportedConfig
+from server.core import Tenant
+from server.errors import Forbidden, InvalidInput, Overloaded, TooLarge, UnsupportedConfig
 from server.memory import compute_with
 from server.model.base import Base
 from training.files import READERS
@@ -64,7 +65,9 @@ class TrainingServicer:
         self._pool = ThreadPoolExecutor(1, "training", _stand_back, (spare,))
         self._num_waiting = 0
 
-    async def Train(self, messages: AsyncIterator[v1.TrainRequest], context: Context) -> None:
+    async def Train(self, messages: AsyncIterator[v1.TrainRequest], context: Context, tenant: Tenant) -> None:
+        if not tenant.can_train:
+            raise Forbidden(f"tenant {tenant.name!r} may not train adapters; its operator sets can_train")
         self._check_base()
         if self._num_waiting >= MAX_WAITING:
             raise Overloaded(

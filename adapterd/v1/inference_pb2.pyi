@@ -31,20 +31,22 @@ POOLING_MEAN: Pooling
 POOLING_LAST: Pooling
 
 class PredictRequest(_message.Message):
-    __slots__ = ("adapter", "inputs", "parameters", "heads", "skip_layers", "sticky_key")
+    __slots__ = ("adapter", "inputs", "parameters", "heads", "skip_layers", "sticky_key", "priority")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     SKIP_LAYERS_FIELD_NUMBER: _ClassVar[int]
     STICKY_KEY_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     parameters: Parameters
     heads: _containers.RepeatedScalarFieldContainer[str]
     skip_layers: _containers.RepeatedScalarFieldContainer[int]
     sticky_key: str
-    def __init__(self, adapter: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., heads: _Optional[_Iterable[str]] = ..., skip_layers: _Optional[_Iterable[int]] = ..., sticky_key: _Optional[str] = ...) -> None: ...
+    priority: int
+    def __init__(self, adapter: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., heads: _Optional[_Iterable[str]] = ..., skip_layers: _Optional[_Iterable[int]] = ..., sticky_key: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("text", "tokens")

@@ -9,7 +9,8 @@ from adapterd.v1 import adapters_pb2 as v1
 from server.api.convert import to_name
 from server.api.handlers import Context
 from server.api.publish import Publisher
-from server.core import BASE, AdapterStatus, Tier, Wanted
+from server.audit import Audit
+from server.core import BASE, AdapterStatus, Tenant, Tier, Wanted
 from server.errors import InvalidInput
 from server.primitives import Task
 
@@ -41,28 +42,29 @@ class Adapters(Protocol):
     """The part of the engine that this file uses."""
 
     async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> tuple[list[AdapterStatus], int]: ...
-    async def get(self, name: str) -> AdapterStatus: ...
-    async def load(self, name: str) -> tuple[AdapterStatus, str]: ...
-    async def unload(self, name: str) -> tuple[int, int, int]: ...
-    async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
-    async def prefetch(self, names: Sequence[str]) -> int: ...
-    async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
+    async def get(self, name: str, tenant: str) -> AdapterStatus: ...
+    async def load(self, name: str, tenant: str) -> tuple[AdapterStatus, str]: ...
+    async def unload(self, name: str, tenant: str) -> tuple[int, int, int]: ...
+    async def pin(self, name: str, is_pinned: bool, tenant: str) -> AdapterStatus: ...
+    async def prefetch(self, names: Sequence[str], tenant: str) -> int: ...
+    async def set_traffic(self, name: str, shares: Mapping[str, int], tenant: str) -> AdapterStatus: ...
 
 
 class AdaptersServicer:
     """The RPCs of `adapterd.v1.Adapters`, named as in the proto."""
 
-    def __init__(self, adapters: Adapters, base: v1.Base, publisher: Publisher) -> None:
+    def __init__(self, adapters: Adapters, base: v1.Base, publisher: Publisher, audit: Audit) -> None:
         self._adapters = adapters
         self._base = base
         self._publisher = publisher
+        self._audit = audit
 
-    async def List(self, message: v1.ListRequest, context: Context) -> v1.ListResponse:
+    async def List(self, message: v1.ListRequest, context: Context, tenant: Tenant) -> v1.ListResponse:
         if not 0 <= message.page_size <= MAX_PAGE_SIZE:
             raise InvalidInput(f"page_size {message.page_size} is not between 0 and {MAX_PAGE_SIZE}")
         limit = message.page_size or DEFAULT_PAGE_SIZE
         # One more than asked for tells whether a next page exists. A page token is the last name of its page.
-        page, total = await self._adapters.list(_wanted(message), after=message.page_token, limit=limit + 1)
+        page, total = await self._adapters.list(_wanted(message, tenant), after=message.page_token, limit=limit + 1)
         return v1.ListResponse(
             adapters=[to_adapter(status) for status in page[:limit]],
             next_page_token=page[limit - 1].name if len(page) > limit else "",
@@ -70,37 +72,47 @@ class AdaptersServicer:
             base=self._base,
         )
 
-    async def Get(self, message: v1.GetRequest, context: Context) -> v1.GetResponse:
-        return v1.GetResponse(adapter=to_adapter(await self._adapters.get(_name(message.name))))
+    async def Get(self, message: v1.GetRequest, context: Context, tenant: Tenant) -> v1.GetResponse:
+        return v1.GetResponse(adapter=to_adapter(await self._adapters.get(_name(message.name), tenant.name)))
 
-    async def Load(self, message: v1.LoadRequest, context: Context) -> v1.LoadResponse:
-        status, previous = await self._adapters.load(_name(message.name))
+    async def Load(self, message: v1.LoadRequest, context: Context, tenant: Tenant) -> v1.LoadResponse:
+        with self._audit.action(tenant, "Load", message.name):
+            status, previous = await self._adapters.load(_name(message.name), tenant.name)
         return v1.LoadResponse(adapter=to_adapter(status), previous_digest=previous)
 
-    async def Unload(self, message: v1.UnloadRequest, context: Context) -> v1.UnloadResponse:
-        host_bytes, device_bytes, disk_bytes = await self._adapters.unload(_name(message.name))
+    async def Unload(self, message: v1.UnloadRequest, context: Context, tenant: Tenant) -> v1.UnloadResponse:
+        with self._audit.action(tenant, "Unload", message.name):
+            host_bytes, device_bytes, disk_bytes = await self._adapters.unload(_name(message.name), tenant.name)
         return v1.UnloadResponse(
             host_bytes_freed=host_bytes, device_bytes_freed=device_bytes, disk_bytes_freed=disk_bytes
         )
 
-    async def Publish(self, messages: AsyncIterator[v1.PublishRequest], context: Context) -> v1.PublishResponse:
-        status, previous = await self._publisher.publish(messages)
+    async def Publish(
+        self, messages: AsyncIterator[v1.PublishRequest], context: Context, tenant: Tenant
+    ) -> v1.PublishResponse:
+        status, previous = await self._publisher.publish(messages, tenant)
         return v1.PublishResponse(adapter=to_adapter(status), previous_digest=previous)
 
-    async def Pin(self, message: v1.PinRequest, context: Context) -> v1.PinResponse:
-        status = await self._adapters.pin(_name(message.name), message.is_pinned)
+    async def Pin(self, message: v1.PinRequest, context: Context, tenant: Tenant) -> v1.PinResponse:
+        with self._audit.action(tenant, "Pin" if message.is_pinned else "Unpin", message.name):
+            status = await self._adapters.pin(_name(message.name), message.is_pinned, tenant.name)
         return v1.PinResponse(adapter=to_adapter(status))
 
-    async def Prefetch(self, message: v1.PrefetchRequest, context: Context) -> v1.PrefetchResponse:
+    async def Prefetch(self, message: v1.PrefetchRequest, context: Context, tenant: Tenant) -> v1.PrefetchResponse:
         if len(message.names) > MAX_PREFETCHED:
             raise InvalidInput(f"{len(message.names)} names exceed the limit of {MAX_PREFETCHED} per call")
-        return v1.PrefetchResponse(num_begun=await self._adapters.prefetch([_name(name) for name in message.names]))
+        names = [_name(name) for name in message.names]
+        return v1.PrefetchResponse(num_begun=await self._adapters.prefetch(names, tenant.name))
 
-    async def SetTraffic(self, message: v1.SetTrafficRequest, context: Context) -> v1.SetTrafficResponse:
+    async def SetTraffic(
+        self, message: v1.SetTrafficRequest, context: Context, tenant: Tenant
+    ) -> v1.SetTrafficResponse:
         shares = {share.digest: share.percent for share in message.shares}
         if not shares or len(shares) != len(message.shares):
             raise InvalidInput("shares have to name at least one version, and each once")
-        return v1.SetTrafficResponse(adapter=to_adapter(await self._adapters.set_traffic(_name(message.name), shares)))
+        with self._audit.action(tenant, "SetTraffic", message.name, shares=shares):
+            status = await self._adapters.set_traffic(_name(message.name), shares, tenant.name)
+        return v1.SetTrafficResponse(adapter=to_adapter(status))
 
 
 def _name(name: str) -> str:
@@ -110,7 +122,7 @@ def _name(name: str) -> str:
     return to_name(name)
 
 
-def _wanted(message: v1.ListRequest) -> Wanted:
+def _wanted(message: v1.ListRequest, tenant: Tenant) -> Wanted:
     """Raises InvalidInput for a task or tier that this server does not know."""
     tasks = {value: key for key, value in TASKS.items()}
     tiers = {value: key for key, value in TIERS.items()}
@@ -118,7 +130,7 @@ def _wanted(message: v1.ListRequest) -> Wanted:
         raise InvalidInput(f"task {message.task} is not one that this server knows")
     if message.tier and message.tier not in tiers:
         raise InvalidInput(f"tier {message.tier} is not one that this server knows")
-    return Wanted(message.name_prefix, tasks.get(message.task, ""), tiers.get(message.tier))
+    return Wanted(message.name_prefix, tasks.get(message.task, ""), tiers.get(message.tier), tenant)
 
 
 def to_adapter(status: AdapterStatus) -> v1.Adapter:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from adapterd.v1 import inference_pb2 as v1
 from server.config import ApiConfig
 from server.core import (
+    ANYONE,
     BASE,
     Answer,
     Classification,
@@ -29,6 +30,7 @@ from server.core import (
     Request,
     Result,
     Span,
+    Tenant,
     TextInput,
     Timings,
     TokenClassification,
@@ -39,6 +41,7 @@ from server.core import (
 from server.errors import InvalidInput
 
 MAX_NAME_CHARS = 256
+MAX_PRIORITY = 100
 MAX_EXPRESSION_CHARS = 4096
 MAX_CHOICES = 64
 MAX_HEADS = 128
@@ -57,8 +60,12 @@ POOLINGS: dict[int, Pooling] = {
 }
 
 
-def to_request(message: v1.PredictRequest, config: ApiConfig, deadline: float | None) -> Request:
+def to_request(
+    message: v1.PredictRequest, config: ApiConfig, deadline: float | None, tenant: Tenant = ANYONE
+) -> Request:
     """`deadline` is on the clock of `time.monotonic`. Raises InvalidInput with the offending value."""
+    if abs(message.priority) > MAX_PRIORITY:
+        raise InvalidInput(f"priority {message.priority} is not between {-MAX_PRIORITY} and {MAX_PRIORITY}")
     num_inputs = sum(max(1, len(item.text.choices)) for item in message.inputs)
     if num_inputs > config.max_inputs_per_request:
         raise InvalidInput(f"{num_inputs} inputs exceed the limit of {config.max_inputs_per_request} per request")
@@ -70,6 +77,9 @@ def to_request(message: v1.PredictRequest, config: ApiConfig, deadline: float | 
         heads=_to_heads(message.heads),
         skip_layers=_to_layers(message.skip_layers),
         sticky_key=message.sticky_key,
+        priority=message.priority,
+        tenant=tenant,
+        size_bytes=message.ByteSize(),
     )
 
 

@@ -16,9 +16,11 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from server.api.status import abort, as_adapterd_error
+from server.core import Tenant
 from server.errors import InvalidInput
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Caller = Callable[[Context], Tenant]
 
 KINDS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -28,21 +30,27 @@ KINDS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] =
 }
 
 
-def service_handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+def service_handler(service: ServiceDescriptor, servicer: object, caller: Caller) -> grpc.GenericRpcHandler:
     """One handler for all methods of `service`; `servicer` has a coroutine method of the same name for each.
 
-    A method whose caller streams receives an async iterator of messages; one that streams answers with `context.write`.
+    It is given the message, the context and who calls. A method whose caller streams receives an async iterator of
+    messages; one that streams answers with `context.write`.
+
+    caller   who makes a call; raises Unauthenticated
     """
-    handlers = {method.name: _handler(method, getattr(servicer, method.name)) for method in service.methods}
+    handlers = {method.name: _handler(method, getattr(servicer, method.name), caller) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _handler(method: MethodDescriptor, call: Callable[..., Awaitable[Any]]) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(
+    method: MethodDescriptor, call: Callable[..., Awaitable[Any]], caller: Caller
+) -> grpc.RpcMethodHandler[Any, Any]:
     parse = _parser(method)
 
     async def read_and_call(incoming: Any, context: Context) -> Any:
+        tenant = caller(context)  # before anything that was sent is looked at
         message = _parsed(incoming, parse) if method.client_streaming else parse(incoming)
-        return await call(message, context)
+        return await call(message, context, tenant)
 
     make = KINDS[method.client_streaming, method.server_streaming]
     return make(_ending_in_status(read_and_call), None, GetMessageClass(method.output_type).SerializeToString)

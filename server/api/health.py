@@ -13,6 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from server.api.handlers import Context
+from server.core import Tenant
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -32,12 +33,14 @@ class HealthServicer:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Check(self, message: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+    async def Check(
+        self, message: health_pb2.HealthCheckRequest, context: Context, tenant: Tenant
+    ) -> health_pb2.HealthCheckResponse:
         if message.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name")
         return health_pb2.HealthCheckResponse(status=SERVING if self._is_serving else NOT_SERVING)
 
-    async def Watch(self, message: health_pb2.HealthCheckRequest, context: Context) -> None:
+    async def Watch(self, message: health_pb2.HealthCheckRequest, context: Context, tenant: Tenant) -> None:
         while True:
             changed = self._changed
             await context.write(health_pb2.HealthCheckResponse(status=self._status(message.service)))

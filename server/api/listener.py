@@ -14,11 +14,14 @@ from grpc_reflection.v1alpha import reflection
 
 from adapterd.v1 import adapters_pb2, inference_pb2
 from server.api.admin import AdaptersServicer
+from server.api.certificates import Certificates
+from server.api.gate import Gate
 from server.api.handlers import service_handler
 from server.api.health import HealthServicer
 from server.api.publish import Publisher
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
+from server.core import ANYONE
 from server.errors import InvalidInput
 from server.metrics import Metrics
 from server.pipeline import Pipeline
@@ -33,11 +36,16 @@ LINGER_S = 0.1
 # What is left after the drain is idle streams and health watchers, which never end by themselves.
 STOP_GRACE_S = 0.25
 
+MAX_STREAMS = 1024  # calls of one connection at a time
+MAX_METADATA_BYTES = 16 << 10
+HANDSHAKE_TIMEOUT_MS = 10_000  # whoever connects and says nothing
+
 log = logging.getLogger("adapterd")
 
 
 class Listener:
     """base   as the Adapters service tells of it
+    gate   tells callers apart
     more   further services, each with what answers it
     """
 
@@ -47,14 +55,17 @@ class Listener:
         config: ApiConfig,
         base: adapters_pb2.Base,
         metrics: Metrics,
+        gate: Gate,
         more: Sequence[tuple[ServiceDescriptor, object]] = (),
     ) -> None:
+        self._gate = gate
         self._more = more
         self._pipeline = pipeline
         self._config = config
         self._base = base
         self._metrics = metrics
         self._health = HealthServicer(SERVICES)
+        self._certificates: Certificates | None = None
         self._server: grpc.aio.Server | None = None
 
     async def start(self, port: int, *, shared: bool = False) -> int:
@@ -62,9 +73,9 @@ class Listener:
 
         shared   other processes of this server listen on it too
 
-        Raises InvalidInput if the port cannot be had.
+        Raises InvalidInput if the port cannot be had, or the certificates cannot be read.
         """
-        host = self._config.host
+        host, gate = self._config.host, self._gate
         server = grpc.aio.server(options=_options(self._config, shared))
         inference = InferenceServicer(self._pipeline, self._config, self._metrics)
         engine, folder = self._pipeline.engine, self._config.publish_folder
@@ -72,25 +83,38 @@ class Listener:
             engine,
             Path(folder) if folder else None,
             self._config.max_publish_bytes,
+            gate.audit,
             self._pipeline.tokenizer.base,
         )
         handlers = (
-            service_handler(INFERENCE, inference),
-            service_handler(ADAPTERS, AdaptersServicer(engine, self._base, publisher)),
-            service_handler(HEALTH, self._health),
-            *(service_handler(service, servicer) for service, servicer in self._more),
+            service_handler(INFERENCE, inference, gate.caller),
+            service_handler(ADAPTERS, AdaptersServicer(engine, self._base, publisher, gate.audit), gate.caller),
+            service_handler(HEALTH, self._health, lambda context: ANYONE),  # probes have no credentials
+            *(service_handler(service, servicer, gate.caller) for service, servicer in self._more),
         )
         server.add_generic_rpc_handlers(handlers)
         more = [service.full_name for service, _ in self._more]
         reflection.enable_server_reflection((*SERVICES, *more, HEALTH.full_name, reflection.SERVICE_NAME), server)
         try:
-            bound = server.add_insecure_port(f"{host}:{port}")
+            bound = await self._bind(server, f"{host}:{port}")
         except RuntimeError as error:
             raise InvalidInput(f"{host}:{port} cannot be bound; choose another port") from error
         await server.start()
         self._server = server
         self._health.set_serving(True)
         return bound
+
+    async def _bind(self, server: grpc.aio.Server, address: str) -> int:
+        config = self._config
+        if not config.tls_certificate:
+            return server.add_insecure_port(address)
+        self._certificates = Certificates(config, self._metrics)
+        await self._certificates.start()
+        return server.add_secure_port(address, self._certificates.credentials)
+
+    def set_serving(self, is_serving: bool) -> None:
+        """What health checks are told."""
+        self._health.set_serving(is_serving)
 
     async def drain(self) -> int:
         """NOT_SERVING, a short time for balancers to notice, refuse, answer the accepted, then stop.
@@ -105,6 +129,8 @@ class Listener:
         is_empty = await admission.drain(self._config.drain_timeout_s)
         await asyncio.sleep(LINGER_S)
         await self._server.stop(STOP_GRACE_S)
+        if self._certificates is not None:
+            await self._certificates.stop()
         num_unanswered = 0 if is_empty else admission.num_in_flight
         log.info("stopped unanswered=%d", num_unanswered)
         return num_unanswered
@@ -118,4 +144,8 @@ def _options(api: ApiConfig, shared: bool) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_age_ms", 30 * 60 * 1000),  # so that clients find new replicas in time
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
     ]

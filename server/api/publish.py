@@ -13,9 +13,11 @@ from typing import BinaryIO, Protocol
 from adapterd.v1 import adapters_pb2 as v1
 from adapters_cache.registry import is_name
 from server.api.convert import to_name
-from server.core import BASE, AdapterStatus, BaseInfo, Tier
+from server.audit import Audit
+from server.core import ANYONE, BASE, AdapterStatus, BaseInfo, Tenant, Tier
 from server.errors import AdapterNotFound, InvalidInput, TooLarge
 from server.folders import folder_beside, put_in_place
+from server.tenants import require_own
 
 MAX_FILES = 100
 LOCK = ".publish.lock"
@@ -24,8 +26,8 @@ LOCK = ".publish.lock"
 class Engine(Protocol):
     """The part of the engine that this file uses."""
 
-    async def get(self, name: str) -> AdapterStatus: ...
-    async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
+    async def get(self, name: str, tenant: str) -> AdapterStatus: ...
+    async def load(self, name: str, tenant: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
 
 
 class Publisher:
@@ -34,10 +36,15 @@ class Publisher:
     folder   None where nothing may be published
     """
 
-    def __init__(self, engine: Engine, folder: Path | None, max_bytes: int, base: BaseInfo | None = None) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path | None, max_bytes: int, audit: Audit, base: BaseInfo | None = None
+    ) -> None:
         self._engine, self._folder, self._max_bytes, self._base = engine, folder, max_bytes, base
+        self._audit = audit
 
-    async def publish(self, messages: AsyncIterator[v1.PublishRequest]) -> tuple[AdapterStatus, str]:
+    async def publish(
+        self, messages: AsyncIterator[v1.PublishRequest], tenant: Tenant = ANYONE
+    ) -> tuple[AdapterStatus, str]:
         """The adapter as it is served now, and the digest before.
 
         Files are read aside, put in place together and then loaded; should that fail, those before are back.
@@ -51,34 +58,42 @@ class Publisher:
         name = to_name(first.name)
         if name == BASE or "/" in name or not is_name(name):
             raise InvalidInput(f"{name!r} cannot be the name of a published adapter")
+        with self._audit.action(tenant, "Publish", name):
+            require_own(tenant, name)
+            return await self._publish(first, messages, name, tenant.name)
+
+    async def _publish(
+        self, first: v1.PublishRequest, messages: AsyncIterator[v1.PublishRequest], name: str, tenant: str
+    ) -> tuple[AdapterStatus, str]:
+        assert self._folder is not None
         into = self._folder / name
         percent = first.percent if first.HasField("percent") else 100
         if percent < 100:
-            await self._load_other(name)
+            await self._load_other(name, tenant)
         with folder_beside(into) as aside:
             await self._receive(first, messages, aside)
             await asyncio.to_thread(_check, aside, name, self._base)
-            swap = asyncio.create_task(self._swap(name, aside, into, percent))
+            swap = asyncio.create_task(self._swap(name, aside, into, percent, tenant))
             try:
                 return await asyncio.shield(swap)
             except asyncio.CancelledError:
                 await asyncio.wait([swap])  # half of it would leave folder and engine apart
                 raise
 
-    async def _load_other(self, name: str) -> None:
+    async def _load_other(self, name: str, tenant: str) -> None:
         """Have what a new version is to share the requests with loaded, while its folder still holds it."""
         try:
-            status = await self._engine.get(name)
+            status = await self._engine.get(name, tenant)
         except AdapterNotFound:
             raise InvalidInput(f"{name!r} has no version yet to share its requests; publish without percent") from None
         if status.tier is Tier.ORIGIN:
-            await self._engine.load(name)
+            await self._engine.load(name, tenant)
 
-    async def _swap(self, name: str, aside: Path, into: Path, percent: int) -> tuple[AdapterStatus, str]:
+    async def _swap(self, name: str, aside: Path, into: Path, percent: int, tenant: str) -> tuple[AdapterStatus, str]:
         async with _alone(into.parent):
             was_there = await asyncio.to_thread(put_in_place, aside, into)
             try:
-                return await self._engine.load(name, percent)
+                return await self._engine.load(name, tenant, percent)
             except BaseException:
                 if was_there:
                     await asyncio.to_thread(put_in_place, aside, into)

@@ -15,8 +15,8 @@ from server.api.handlers import Context
 from server.api.status import as_adapterd_error, code_of, to_status
 from server.api.stream import answer_stream
 from server.config import ApiConfig
-from server.core import Reply, Request, Timings
-from server.errors import AdapterdError, InvalidInput
+from server.core import Reply, Request, Tenant, Timings
+from server.errors import AdapterdError, InvalidInput, Overloaded
 from server.metrics import Metrics
 
 CLOCK_S = 0.02
@@ -34,55 +34,66 @@ class InferenceServicer:
         self._config = config
         self._metrics = metrics
 
-    async def Predict(self, message: v1.PredictRequest, context: Context) -> v1.PredictResponse:
-        return await self._predict("Predict", message, deadline_of(context))
+    async def Predict(self, message: v1.PredictRequest, context: Context, tenant: Tenant) -> v1.PredictResponse:
+        return await self._predict("Predict", message, deadline_of(context), tenant)
 
-    async def PredictBatch(self, message: v1.PredictBatchRequest, context: Context) -> v1.PredictBatchResponse:
+    async def PredictBatch(
+        self, message: v1.PredictBatchRequest, context: Context, tenant: Tenant
+    ) -> v1.PredictBatchResponse:
         limit = self._config.max_requests_per_batch
         if not 1 <= len(message.requests) <= limit:
             raise InvalidInput(f"{len(message.requests)} requests are not between 1 and {limit}, the limit")
         deadline = deadline_of(context)
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._outcome("PredictBatch", request, deadline)) for request in message.requests
+                group.create_task(self._outcome("PredictBatch", request, deadline, tenant))
+                for request in message.requests
             ]
         return v1.PredictBatchResponse(outcomes=[task.result() for task in tasks])
 
-    async def PredictStream(self, messages: AsyncIterator[v1.PredictStreamRequest], context: Context) -> None:
+    async def PredictStream(
+        self, messages: AsyncIterator[v1.PredictStreamRequest], context: Context, tenant: Tenant
+    ) -> None:
         deadline = deadline_of(context)
 
         async def answer(message: v1.PredictStreamRequest) -> v1.PredictStreamResponse:
-            outcome = await self._outcome("PredictStream", message.request, _earlier(deadline, message))
+            outcome = await self._outcome("PredictStream", message.request, _earlier(deadline, message), tenant)
             if outcome.HasField("error"):
                 return v1.PredictStreamResponse(id=message.id, error=outcome.error)
             return v1.PredictStreamResponse(id=message.id, response=outcome.response)
 
         await answer_stream(messages, answer, context.write)
 
-    async def _outcome(self, method: str, message: v1.PredictRequest, deadline: float | None) -> v1.Outcome:
+    async def _outcome(
+        self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant
+    ) -> v1.Outcome:
         """One request among several: its failure is an answer."""
         try:
-            return v1.Outcome(response=await self._predict(method, message, deadline))
+            return v1.Outcome(response=await self._predict(method, message, deadline, tenant))
         except AdapterdError as error:
             return v1.Outcome(error=to_status(error))
 
-    async def _predict(self, method: str, message: v1.PredictRequest, deadline: float | None) -> v1.PredictResponse:
+    async def _predict(
+        self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant
+    ) -> v1.PredictResponse:
         """Answer one request and count it. Raises AdapterdError only."""
         started, timings, code = time.monotonic(), Timings(), grpc.StatusCode.CANCELLED
         try:
-            reply = await self._pipeline.infer(to_request(message, self._config, deadline))
+            reply = await self._pipeline.infer(to_request(message, self._config, deadline, tenant))
             timings, code = reply.timings, grpc.StatusCode.OK
+            self._metrics.tenant_done(tenant.name, sum(result.num_tokens for result in reply.results))
             return to_response(reply)
         except asyncio.CancelledError:
             code = _code_of_leaving(deadline, started)
             raise
-        except AdapterdError as error:
-            code = code_of(error)
-            raise
         except Exception as error:
             known = as_adapterd_error(error)
             code = code_of(known)
-            raise known from error
+            if isinstance(known, Overloaded):
+                self._metrics.refusal_took(time.monotonic() - started)
+            else:
+                self._metrics.tenant_failed(tenant.name)
+            raise known from (None if known is error else error)
         finally:
             self._metrics.request_done(method, code.name, timings, time.monotonic() - started)
 

@@ -18,6 +18,8 @@ from server.errors import AdapterdError
 
 CODES: dict[type[AdapterdError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.AdapterNotFound: grpc.StatusCode.NOT_FOUND,
     errors.AdapterRefused: grpc.StatusCode.FAILED_PRECONDITION,  # and its kinds
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from server.cli import demo, health, predict, pull, push, search, serve, traffic, train, verify
+from server.cli import demo, health, predict, pull, push, search, serve, token, traffic, train, verify
 from server.cli import list as list_verb
 
 app = typer.Typer(
@@ -16,5 +16,5 @@ app = typer.Typer(
 )
 
 # Every verb is a function with an `epilog` example beside it. New verbs are registered here.
-for verb in (serve, demo, predict, list_verb, traffic, train, push, pull, search, verify, health):
+for verb in (serve, demo, predict, list_verb, traffic, token, train, push, pull, search, verify, health):
     app.command(verb.NAME, epilog=f"Example: {verb.EXAMPLE}")(verb.run)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from server.config import ServerConfig
 
 NAME = "serve"
+FAULT_LINGER_S = 0.5  # until callers whose requests were in the air have heard of it
 EXAMPLE = "adapterd serve --base minilm --adapters examples/adapters --port 50051"
 
 
@@ -42,9 +43,23 @@ def run(
     batch_tokens: Annotated[
         int | None, typer.Option(help="Tokens that a batch may have; without it, measured at start.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; other than loopback needs --tenants or --allow-anonymous.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="gRPC; 0 takes a free one.")] = None,
+    http_host: Annotated[str | None, typer.Option(help="Address of the metrics, which name tenants.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Metrics; 0 takes a free one.")] = None,
+    tenants: Annotated[
+        Path | None, typer.Option(help="File that declares who may call and use what; read again when it changes.")
+    ] = None,
+    allow_anonymous: Annotated[
+        bool | None, typer.Option("--allow-anonymous", help="Let anyone who reaches the port do everything.")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file with the server's certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file; callers then need a certificate that it has signed.")
+    ] = None,
     frontends: Annotated[
         int | None, typer.Option(help="gRPC processes on the port; 0 answers calls in the engine's own.")
     ] = None,
@@ -61,11 +76,17 @@ def run(
         "scheduler.max_batch_tokens": batch_tokens,
         "cache.adapters": adapters or None,
         "cache.registries": registry or None,
-        "cache.disk_path": str(disk) if disk is not None else None,
+        "cache.disk_path": _text(disk),
         "cache.compositions": composition or None,
         "api.host": host,
         "api.port": port,
+        "api.http_host": http_host,
         "api.http_port": http_port,
+        "api.tenants": _text(tenants),
+        "api.allow_anonymous": allow_anonymous,
+        "api.tls_certificate": _text(tls_certificate),
+        "api.tls_key": _text(tls_key),
+        "api.tls_client_ca": _text(tls_client_ca),
         "api.frontends": frontends,
     }
     set_up_logging()
@@ -74,6 +95,10 @@ def run(
     except AdapterdError as error:
         typer.echo(f"adapterd: {error.message}", err=True)
         raise typer.Exit(1) from error
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path is not None else None
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -89,6 +114,7 @@ def run_until_signal(config: ServerConfig) -> None:
 async def _serve(config: ServerConfig) -> None:
     from server.app import App
     from server.memory import settled
+    from server.restart import start_again
     from training.service import services
 
     stop = stop_signal()
@@ -96,7 +122,11 @@ async def _serve(config: ServerConfig) -> None:
     await app.start()
     try:
         with settled():
-            await stop.wait()
+            waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if app.failed.is_set():  # only a new process gets the device again
+            await asyncio.sleep(FAULT_LINGER_S)
+            start_again()
     finally:
         await app.stop()
 

@@ -37,7 +37,8 @@ Wire = tuple[Any, ...]
 def encode_work(work: Work, base: BaseInfo) -> Wire:
     parameters = (work.parameters.top_k, work.parameters.pooling.value)  # the rest is for reading and shaping
     questions = [_encode_question(question, base) for question in work.questions]
-    return work.adapter, questions, parameters, work.deadline, work.heads, work.skip_layers, work.sticky_key
+    routing = (work.heads, work.skip_layers, work.sticky_key, work.priority, work.tenant)
+    return work.adapter, questions, parameters, work.deadline, *routing
 
 
 def decode_work(adapter: str, questions: list[Wire], parameters: Wire, *rest: Any) -> Work:

@@ -14,14 +14,17 @@ from dataclasses import dataclass
 
 from adapterd.v1 import adapters_pb2
 from server.admission import Admission
+from server.api.gate import Gate
 from server.api.listener import Listener
+from server.audit import Audit
 from server.config import ApiConfig
-from server.core import BaseInfo
-from server.fronts.occupancy import Occupancy, Seat
-from server.fronts.peer import Peer
+from server.core import BaseInfo, Tenant
+from server.fronts.peer import Handler, Peer
 from server.fronts.remote import RemoteEngine
+from server.ledger import Ledger
 from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.tenants import Tenants
 from server.tokenizer import Tokenizer
 from server.totals import Snapshot, snapshot
 
@@ -34,7 +37,8 @@ class Setup:
 
     base, info     as the Adapters service tells of it, and as requests are checked against it
     tokenizer      see `server.tokenizer.serialized`
-    occupancy_fd   see `Occupancy`; the process inherits it
+    ledger_fd      see `Ledger`; the process inherits it
+    tenants        of now; others are told as they come
     """
 
     number: int
@@ -43,7 +47,8 @@ class Setup:
     base: adapters_pb2.Base
     info: BaseInfo
     tokenizer: str | None
-    occupancy_fd: int
+    ledger_fd: int
+    tenants: tuple[Tenant, ...]
     log_level: int = logging.INFO
 
 
@@ -52,7 +57,14 @@ class Front:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.peer = Peer({"start": self.start, "drain": self.drain}, on_closed=self._leave)
+        self.tenants = Tenants()
+        handlers: dict[str, Handler] = {
+            "start": self.start,
+            "drain": self.drain,
+            "set_tenants": self.set_tenants,
+            "set_serving": self.set_serving,
+        }
+        self.peer = Peer(handlers, on_closed=self._leave)
         self._listener: Listener | None = None
         self._is_drained = False
 
@@ -60,13 +72,23 @@ class Front:
         """Returns when calls are taken. Raises InvalidInput if the port cannot be had."""
         logging.getLogger().setLevel(setup.log_level)
         api = setup.api
-        seat = Seat(Occupancy(setup.occupancy_fd, api.frontends), setup.number)
-        admission = Admission(api.max_in_flight, self.metrics, seat)
+        self.tenants.replace(setup.tenants)
+        ledger = Ledger.open(setup.ledger_fd, api.frontends, setup.number)
+        admission = Admission(api, self.metrics, setup.info, self.tenants, ledger)
         tokenizer = await asyncio.to_thread(Tokenizer, setup.tokenizer, setup.info, api.num_tokenizer_threads)
-        pipeline = Pipeline(admission, tokenizer, RemoteEngine(self.peer, setup.info), self.metrics)
-        self._listener = Listener(pipeline, api, setup.base, self.metrics)
+        pipeline = Pipeline(admission, tokenizer, RemoteEngine(self.peer, setup.info, self.tenants), self.metrics)
+        gate = Gate(self.tenants, Audit(api.audit_log), self.metrics)
+        self._listener = Listener(pipeline, api, setup.base, self.metrics, gate)
         await self._listener.start(setup.port, shared=True)
         self._push()
+
+    async def set_tenants(self, tenants: tuple[Tenant, ...]) -> None:
+        self.tenants.replace(tenants)
+        self.metrics.tenants_now([tenant.name for tenant in tenants])
+
+    async def set_serving(self, is_serving: bool) -> None:
+        if self._listener is not None:
+            self._listener.set_serving(is_serving)
 
     async def drain(self) -> tuple[int, Snapshot]:
         """Answer what was accepted; gives how many were not, and everything this process counted."""

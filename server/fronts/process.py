@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from server.errors import Unavailable
 from server.fronts.front import Setup
@@ -34,7 +35,7 @@ class FrontProcess:
         try:
             with theirs:
                 await self._peer.open(ours)
-                await self._spawn(theirs.fileno(), setup.occupancy_fd)
+                await self._spawn(theirs.fileno(), setup.ledger_fd)
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._peer.call("start", setup)
         except BaseException as error:
@@ -43,15 +44,19 @@ class FrontProcess:
                 raise Unavailable(f"a front process took longer than {START_TIMEOUT_S:g} s to start") from error
             raise
 
-    async def _spawn(self, fd: int, occupancy_fd: int) -> None:
+    async def _spawn(self, fd: int, ledger_fd: int) -> None:
         """With the modules of this process, wherever they came from."""
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "server.fronts", str(fd)),
-            pass_fds=(fd, occupancy_fd),
+            pass_fds=(fd, ledger_fd),
             stdin=asyncio.subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             start_new_session=True,  # a Ctrl-C of the terminal is for the engine process
         )
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """A call whose outcome is nobody's concern."""
+        self._peer.tell(name, *arguments)
 
     async def drain(self) -> tuple[int, Snapshot]:
         """See `Front.drain`; the process ends. Raises Unavailable if it ended before."""

@@ -15,11 +15,12 @@ from server.core import BaseInfo
 from server.engine import Engine
 from server.errors import AdapterdError
 from server.fronts.front import Setup
-from server.fronts.occupancy import Occupancy
 from server.fronts.port import reserve
 from server.fronts.process import FrontProcess
 from server.fronts.service import handlers_of
+from server.ledger import Ledger
 from server.metrics import Metrics
+from server.tenants import Tenants
 from server.totals import Snapshot, Totals
 
 MIN_LIFE_S = 1.0  # a front that lives shorter is not replaced before that time is over
@@ -31,7 +32,11 @@ log = logging.getLogger("adapterd.fronts")
 class Supervisor:
     """Owns the port and the processes. All on the event loop's thread."""
 
-    def __init__(self, api: ApiConfig, engine: Engine, metrics: Metrics, totals: Totals) -> None:
+    def __init__(
+        self, api: ApiConfig, engine: Engine, metrics: Metrics, totals: Totals, ledger: Ledger, tenants: Tenants
+    ) -> None:
+        self._ledger = ledger
+        self._tenants = tenants
         self._api = api
         self._handlers = handlers_of(engine)
         self._metrics = metrics
@@ -54,10 +59,8 @@ class Supervisor:
         api = self._api
         async with AsyncExitStack() as held:
             held_port = held.enter_context(reserve(api.host, api.port))
-            self.occupancy = Occupancy.create(api.frontends)
-            held.callback(self.occupancy.close)
             port: int = held_port.getsockname()[1]
-            setup = Setup(0, api, port, base, info, tokenizer, self.occupancy.fd, log_level)
+            setup = Setup(0, api, port, base, info, tokenizer, self._ledger.fd, self._tenants.all, log_level)
             held.push_async_callback(self._kill_all)
             await self._start_all(setup)
             self._held = held.pop_all()
@@ -66,6 +69,16 @@ class Supervisor:
             for number in range(api.frontends)
         }
         return port
+
+    def tenants_changed(self) -> None:
+        """Have every front know those of now."""
+        for front in self._fronts.values():
+            front.tell("set_tenants", self._tenants.all)
+
+    def set_serving(self, is_serving: bool) -> None:
+        """What health checks are told."""
+        for front in self._fronts.values():
+            front.tell("set_serving", is_serving)
 
     async def stop(self) -> None:
         """Every front drains; then none is left."""
@@ -95,7 +108,7 @@ class Supervisor:
                 self._totals.put(number, snapshot)
 
         front = FrontProcess({**self._handlers, "counted": counted})
-        await front.start(setup)
+        await front.start(replace(setup, tenants=self._tenants.all))
         self._fronts[number] = front
         log.info("front=%d pid=%d takes calls", number, front.pid)
 
@@ -129,7 +142,7 @@ class Supervisor:
     def _forget(self, number: int) -> None:
         """What the front of this number had in hand is nobody's any more."""
         del self._fronts[number]
-        self.occupancy.set(number, 0)
+        self._ledger.forget(number)
         self._totals.retire(number)
 
     async def _kill_all(self) -> None:

@@ -13,11 +13,12 @@ from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from server.core import Adapter, Batch, BatchInfo, BranchOutput, Sample, SampleOutput, Tier
-from server.errors import AdapterdError, DeadlineExceeded, Internal
+from server.errors import AdapterdError, DeadlineExceeded, DeviceFault, Internal, NonFinite, OutOfDeviceMemory
 from server.memory import compute_with
 from server.metrics import Metrics
 from server.model.base import Base
@@ -109,9 +110,27 @@ class Runner:
             return step()
         except Exception as error:
             log.exception("batch %d failed", work.batch.id)
-            known = error if isinstance(error, AdapterdError) else Internal("the batch failed on the device")
-            work.loop.call_soon_threadsafe(_resolve, work.done, known)
+            known = error if isinstance(error, AdapterdError) else _known(error)
+        # Out here no traceback holds tensors of the failed batch any more.
+        if self._base.device.type == "cuda":
+            known = self._faulty() or known
+        work.loop.call_soon_threadsafe(_resolve, work.done, known)
+        return None
+
+    def _faulty(self) -> DeviceFault | None:
+        """After a failure: what the device has left over is given back, and it is asked for one number.
+
+        Some errors of a GPU stay: every later call fails with the same one, and only a new process gets a device again.
+        """
+        try:
+            torch.cuda.empty_cache()
+            torch.ones(1, device=self._base.device).item()
+        except torch.OutOfMemoryError:
             return None
+        except RuntimeError as error:
+            log.critical("the device answers nothing any more: %s", error)
+            return DeviceFault("the device failed and the server starts again; send the request again")
+        return None
 
     def execute(self, batch: Batch) -> list[Outcome]:
         """Run one batch on the calling thread."""
@@ -124,8 +143,9 @@ class Runner:
         Samples whose caller is gone or late are left out of the pass.
         """
         started = time.monotonic()
-        for lease in batch.leases.values():
-            if lease.is_fresh and lease.adapter is not None:
+        for digest in batch.unwritten:
+            lease = batch.leases[digest]
+            if lease.adapter is not None:
                 self._place(lease.slot, lease.adapter)
         outcomes: list[Outcome] = [DeadlineExceeded("the deadline passed before compute") for _ in batch.samples]
         live = [i for i, sample in enumerate(batch.samples) if _is_wanted(sample, started)]
@@ -143,7 +163,8 @@ class Runner:
             branches = results()
             compute_s = self._computed(started)
             for i, sample, own in zip(live, samples, branches, strict=True):
-                outcomes[i] = SampleOutput(own, info, started - sample.enqueued_at, compute_s)
+                output = SampleOutput(own, info, started - sample.enqueued_at, compute_s)
+                outcomes[i] = output if _is_finite(own) else _not_finite(sample)
             return outcomes
 
         return finish
@@ -213,6 +234,24 @@ def _head_key(sample: Sample, branch: int, slots: dict[str, int]) -> tuple[int, 
 
 def _is_wanted(sample: Sample, now: float) -> bool:
     return not sample.reply.done() and (sample.deadline is None or now < sample.deadline)
+
+
+def _is_finite(branches: Sequence[BranchOutput]) -> bool:
+    return all(
+        np.isfinite(branch.values).all() and (branch.relations is None or np.isfinite(branch.relations).all())
+        for branch in branches
+    )
+
+
+def _not_finite(sample: Sample) -> NonFinite:
+    names = ", ".join(part.manifest.name for part in sample.target.parts) or "the base"
+    return NonFinite(f"{names} gave NaN or Inf for this input; its weights overflow, train it again or in float32")
+
+
+def _known(error: Exception) -> AdapterdError:
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfDeviceMemory("the device's memory has no room for this input; send a shorter one")
+    return Internal("the batch failed on the device")
 
 
 def _resolve(done: asyncio.Future[list[Outcome]], outcomes: list[Outcome] | Exception) -> None:

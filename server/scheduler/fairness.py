@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 QUANTUM_TOKENS = 512  # of weight 1 per round; more lets a tenant run longer before the next one's turn
 
@@ -15,11 +15,15 @@ class DeficitRoundRobin:
     ring and what it earned: nobody saves up while idle. A tenant alone neither earns nor owes.
     """
 
-    def __init__(self, quantum: int = QUANTUM_TOKENS, weights: dict[str, float] | None = None) -> None:
+    def __init__(self, quantum: int = QUANTUM_TOKENS, weight_of: Callable[[str], float] = lambda tenant: 1.0) -> None:
         self._quantum = quantum
-        self._weights = weights or {}
+        self._weight_of = weight_of
         self._ring: deque[str] = deque()
         self._deficit: dict[str, float] = {}
+
+    def weights(self, more: Iterable[str]) -> float:
+        """Of all that wait and of some more, together."""
+        return sum(self._weight_of(tenant) for tenant in {*self._ring, *more})
 
     def enter(self, tenant: str) -> None:
         """`tenant` has work now."""
@@ -41,7 +45,7 @@ class DeficitRoundRobin:
         while self._deficit[self._ring[0]] < cost_of(self._ring[0]):
             self._ring.rotate(-1)
             tenant = self._ring[0]
-            self._deficit[tenant] += self._quantum * self._weights.get(tenant, 1.0)
+            self._deficit[tenant] += self._quantum * self._weight_of(tenant)
         return self._ring[0]
 
     def charge(self, tenant: str, num_tokens: int) -> None:

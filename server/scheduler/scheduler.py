@@ -7,16 +7,30 @@ import copy
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 
 from server.config import SchedulerConfig
 from server.core import Adapter, Batch, Sample, SampleOutput, SlotLease
-from server.errors import AdapterdError, DeadlineExceeded, Internal, Overloaded, Unavailable
+from server.errors import (
+    AdapterdError,
+    DeadlineExceeded,
+    DeviceFault,
+    Internal,
+    NonFinite,
+    OutOfDeviceMemory,
+    Overloaded,
+    Unavailable,
+)
+from server.ledger import Pace
 from server.metrics import Metrics
 from server.scheduler.fairness import DeficitRoundRobin
+from server.scheduler.quarantine import Quarantine
 from server.scheduler.queues import Queue
 
 UNMEASURED_BATCH_TOKENS = 4096  # where nobody measured
 MAX_RUNNING = 2  # one batch computes, the next waits at the runner, which takes them one after the other
+BUSY_BATCHES = 4  # full ones: two that run, and two that wait while they do
+RATE_SHARE = 0.2  # of the newest batch, in what is known of the device's pace
 CLOCK_S = 0.002  # how far an event loop's clock may lag behind `time.monotonic`
 
 log = logging.getLogger(__name__)
@@ -32,20 +46,40 @@ class Scheduler:
     Whatever changes what can be done (a sample came or left, a batch ended, a slot may be free) calls `_wake`. `_pump`
     then runs once, at the end of that round of the loop, so samples that arrive together ride together.
 
-    acquire   leases a device slot; None: no room until `notify`; raises: this adapter cannot be served now
-    run       computes a batch: when it returns, every fresh slot of the batch holds its adapter
+    acquire     leases a device slot; None: no room until `notify`; raises: this adapter cannot be served now
+    run         computes a batch: when it returns, every slot that was unwritten holds its adapter
+    weight_of   share of the device by tenant, while others wait too
+    on_pace     told after every batch, see `server.ledger.Pace`
+    on_fault    told once that the device answers nothing any more
     """
 
-    def __init__(self, config: SchedulerConfig, acquire: Acquire, run: Run, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        acquire: Acquire,
+        run: Run,
+        metrics: Metrics,
+        *,
+        weight_of: Callable[[str], float] = lambda tenant: 1.0,
+        on_pace: Callable[[Pace], None] = lambda pace: None,
+        on_fault: Callable[[DeviceFault], None] = lambda fault: None,
+    ) -> None:
         self._config = config
         self._acquire = acquire
         self._run = run
         self._metrics = metrics
+        self._on_pace = on_pace
+        self._on_fault = on_fault
 
-        self._queue = Queue(config, DeficitRoundRobin())
+        self._turns = DeficitRoundRobin(weight_of=weight_of)
+        self._queue = Queue(self._turns)
+        self._quarantine = Quarantine(time.monotonic)
+        self._budget = _Budget(config)
+        self._rate = 0.0  # tokens/s, of the last batches
+        self._fault: DeviceFault | None = None
         self._blocked: Sample | None = None  # the one for which there was no slot
         self._running: dict[Batch, asyncio.Task[None]] = {}
-        self._tainted: set[Batch] = set()  # running, and share a slot that may never have been filled
+        self._tainted: dict[Batch, set[str]] = {}  # running; digests whose slots may not have been written before
 
         self._is_stopping = True
         self._is_woken = False
@@ -64,11 +98,14 @@ class Scheduler:
     async def submit(self, sample: Sample) -> SampleOutput:
         """Wait for the answer to `sample`. Cancelling the caller takes it out of the queue.
 
-        Raises Overloaded when the queue is full, DeadlineExceeded when its time runs out in the queue, Unavailable
-        while stopped, and whatever became of its batch.
+        Raises DeadlineExceeded when its time runs out in the queue, Unavailable while stopped, Quarantined while its
+        adapter is left alone, and whatever became of its batch.
         """
+        if self._fault:
+            raise self._fault
         if self._is_stopping:
             raise Unavailable("the server is stopping; send the request to another one")
+        self._quarantine.check(_key(sample))
         sample.enqueued_at = time.monotonic()
         if _is_late(sample):
             self._metrics.expired("queue")
@@ -92,7 +129,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """AssertionError when the books do not balance."""
         self._queue.check_integrity()
-        assert self._tainted <= set(self._running)
+        assert self._tainted.keys() <= self._running.keys()
 
     # leaving the queue without a batch
 
@@ -143,7 +180,7 @@ class Scheduler:
 
     def _form(self) -> Batch | None:
         """The next batch, with a slot for each of its adapters; None if nothing can run now."""
-        batch = _Forming(self._config)
+        batch = _Forming(self._config.max_batch_samples, self._budget.tokens)
         while (sample := self._queue.next()) and batch.has_room(sample):
             if _is_dead(sample):
                 self._expire(sample)
@@ -201,45 +238,119 @@ class Scheduler:
     # running batches
 
     async def _compute(self, batch: Batch) -> None:
-        outcomes: Sequence[Outcome] = ()
-        error: AdapterdError = Internal("the batch failed; try again")
-        has_failed = True
+        """Run a batch, in parts if it fails as a whole, and answer its samples."""
+        outcomes: list[Outcome] = [Unavailable("the server stopped; try again") for _ in batch.samples]
+        written: set[str] = set()
         try:
-            outcomes = await self._run(batch)
-            has_failed = len(outcomes) != len(batch.samples) or batch in self._tainted
-        except asyncio.CancelledError:
-            error = Unavailable("the server stopped; try again")
-            raise
-        except Exception as failure:
-            error = _as_ours(failure, "the batch failed")
+            outcomes = await self._run_parts(batch, written)
+        except DeviceFault as fault:
+            outcomes = [fault for _ in batch.samples]
+            self._break_off(fault)
         finally:
-            self._end(batch, [error] * len(batch.samples) if has_failed else outcomes, has_failed)
+            self._end(batch, outcomes, written)
 
-    def _end(self, batch: Batch, outcomes: Sequence[Outcome], has_failed: bool) -> None:
+    async def _run_parts(self, batch: Batch, written: set[str]) -> list[Outcome]:
+        """Outcomes of a batch. One that fails is halved until the guilty sample is alone; the others are answered.
+
+        written   gains the digests whose slots are known to hold their adapter
+        raises    DeviceFault
+        """
+        outcomes, error = await self._run_once(batch)
+        if unwritten := self._tainted.pop(batch, None):  # it may have read slots that the batch before never wrote
+            return await self._run_parts(replace(batch, unwritten=batch.unwritten | unwritten), written)
+        if error is None:
+            written |= batch.unwritten
+            return list(outcomes)
+        self._taint(batch)
+        if len(batch.samples) == 1:
+            return [error]
+        if isinstance(error, OutOfDeviceMemory):
+            self._budget.lower(batch.num_tokens)
+        self._metrics.batch_split()
+        half = len(batch.samples) // 2
+        parts = (batch.samples[:half], batch.samples[half:])
+        return [outcome for part in parts for outcome in await self._run_parts(_part(batch, part), written)]
+
+    async def _run_once(self, batch: Batch) -> tuple[Sequence[Outcome], AdapterdError | None]:
+        """Outcomes, or why there are none: not raised, for a traceback's frames would hold the tensors that failed."""
+        try:
+            async with asyncio.timeout(self._config.batch_timeout_s):
+                outcomes = await self._run(batch)
+        except DeviceFault:
+            raise
+        except TimeoutError:
+            raise DeviceFault(
+                f"the device computes one batch for more than batch_timeout_s {self._config.batch_timeout_s:g}"
+            ) from None
+        except Exception as failure:
+            return (), _as_ours(failure, "the batch failed")
+        if len(outcomes) != len(batch.samples):
+            return (), Internal("the batch failed; try again")
+        return outcomes, None
+
+    def _taint(self, batch: Batch) -> None:
+        """What runs behind a batch that failed may have found slots that it was to write: that is run again."""
+        for other in self._running:
+            if shared := batch.unwritten & other.leases.keys() - other.unwritten:
+                self._tainted.setdefault(other, set()).update(shared)
+
+    def _break_off(self, fault: DeviceFault) -> None:
+        """Nothing can be computed any more: everybody who waits hears so."""
+        if self._fault is None:
+            self._fault = fault
+            self._fail(self._queue.waiting(), fault)
+            self._on_fault(fault)
+
+    def _end(self, batch: Batch, outcomes: Sequence[Outcome], written: set[str]) -> None:
         """Answer the samples of a batch and give its slots back."""
         del self._running[batch]
-        self._tainted.discard(batch)
-        if has_failed:
-            fresh = {digest for digest, lease in batch.leases.items() if lease.is_fresh}
-            self._tainted.update(other for other in self._running if fresh & other.leases.keys())
+        self._tainted.pop(batch, None)
         for sample, outcome in zip(batch.samples, outcomes, strict=True):
             if isinstance(outcome, DeadlineExceeded):  # the runner left it out of the pass
                 self._count_dropped(is_late=not sample.reply.done() or _is_late(sample))
+            self._judge(sample, outcome)
             _resolve(sample, outcome)
-        for lease in batch.leases.values():
-            lease.release(failed=has_failed)
-        done = next((outcome for outcome in outcomes if isinstance(outcome, SampleOutput)), None)
-        if done:
+        for digest, lease in batch.leases.items():
+            lease.release(failed=lease.is_fresh and digest not in written)
+        for done in {outcome.batch.id: outcome for outcome in outcomes if isinstance(outcome, SampleOutput)}.values():
             info = done.batch
             self._metrics.batch_done(info.num_samples, info.num_tokens, info.num_adapters, done.compute_s)
+            self._budget.grow()
+            if done.compute_s > 0:
+                rate = info.num_tokens / done.compute_s
+                self._rate += (rate - self._rate) * (RATE_SHARE if self._rate else 1.0)
+        tenants = {sample.tenant for other in self._running for sample in other.samples}
+        self._on_pace(Pace(self._rate, self._turns.weights(tenants), BUSY_BATCHES * self._budget.tokens))
         self.notify()
+
+    def _judge(self, sample: Sample, outcome: Outcome) -> None:
+        """An adapter that fails is left alone for a while, and one that answers is trusted again."""
+        if isinstance(outcome, SampleOutput):
+            self._quarantine.answered(_key(sample))
+        elif isinstance(outcome, Internal | NonFinite):
+            self._quarantine.failed(_key(sample), outcome.message)
+
+
+class _Budget:
+    """Tokens of a batch: what the configuration says, and less for a while after the device ran out of memory."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._most = config.max_batch_tokens or UNMEASURED_BATCH_TOKENS
+        self.tokens = self._most
+
+    def lower(self, failed_tokens: int) -> None:
+        self.tokens = max(1, min(self.tokens, failed_tokens // 2))
+
+    def grow(self) -> None:
+        if self.tokens < self._most:
+            self.tokens = min(self._most, self.tokens + max(1, self._most // 100))
 
 
 class _Forming:
     """A batch that is still open."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        self._config = config
+    def __init__(self, max_samples: int, max_tokens: int) -> None:
+        self._max_samples, self._max_tokens = max_samples, max_tokens
         self.samples: list[Sample] = []
         self.leases: dict[str, SlotLease] = {}
         self.num_tokens = 0
@@ -253,14 +364,26 @@ class _Forming:
 
     def has_room(self, sample: Sample) -> bool:
         """The first sample always fits: one that is longer than the budget runs alone."""
-        budget = self._config.max_batch_tokens or UNMEASURED_BATCH_TOKENS
-        fits = self.num_tokens + _rows(sample) <= budget
-        return not self.samples or (fits and len(self.samples) < self._config.max_batch_samples)
+        if not self.samples:
+            return True
+        fits = self.num_tokens + _rows(sample) <= self._max_tokens and len(self.samples) < self._max_samples
+        return fits and not (sample.rides_alone or self.samples[0].rides_alone)
 
 
 def _rows(sample: Sample) -> int:
     """Tokens that the last layers compute for a sample: each branch of a Parallel has its own."""
     return sample.num_tokens * len(sample.target.branches)
+
+
+def _part(batch: Batch, samples: list[Sample]) -> Batch:
+    """Some of the samples of a batch, with the leases that they need."""
+    digests = {part.digest for sample in samples for part in sample.target.parts}
+    leases = {digest: lease for digest, lease in batch.leases.items() if digest in digests}
+    return Batch(samples, leases, batch.unwritten & digests)
+
+
+def _key(sample: Sample) -> tuple[str, str]:
+    return sample.tenant, sample.digest
 
 
 def _give_back(leases: dict[str, SlotLease]) -> None:

@@ -710,3 +710,20 @@ async def test_a_listing_can_be_of_one_task_or_tier(start: Start) -> None:
     assert [status.name for status in page] == ["a"] and total == 2
     assert [status.name for status in adapters.list(Wanted(tier=Tier.HOST), after="a")[0]] == ["b"]
     assert [status.name for status in adapters.list(Wanted(tier=Tier.ORIGIN))[0]] == ["c"]
+
+
+async def test_a_pin_that_grew_while_its_adapter_was_unloaded_is_dropped_and_nobody_is_refused(
+    start: Start, folder: Path, base: BaseInfo, tmp_path: Path
+) -> None:
+    adapters = await start(host_bytes=40_000)
+    await adapters.pin("a", True)
+    await digest_of(adapters, "b")
+    size = adapters.get("a").host_bytes
+    await adapters.unload("a")
+    make_adapter(folder / "a", base, config="seq_bn[reduction_factor=1]", head=HEADS[0])
+    await digest_of(adapters, "a")
+    assert adapters.get("a").host_bytes > 20_000 > size and not adapters.get("a").is_pinned
+    await digest_of(adapters, "b")
+    make_adapter(folder / "a", base, seed=0, head=HEADS[0])
+    await adapters.load("a")
+    await adapters.pin("a", True)

@@ -28,6 +28,7 @@ from server.config import ApiConfig, CacheConfig, ModelConfig, SchedulerConfig, 
 from server.core import BaseInfo
 from server.errors import InvalidInput
 from server.fronts.front import PUSH_S
+from server.ledger import Held, Ledger
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -104,7 +105,7 @@ async def several(module_config: ServerConfig) -> AsyncIterator[App]:
         app.scheduler.check_integrity()
         pids = app.fronts.pids.values()
         await app.stop()
-    assert app.fronts.occupancy.counts() == [0] * NUM_FRONTS
+    assert app.ledger.held() == Held(0, 0, 0)
     assert not [pid for pid in pids if is_alive(pid)]
 
 
@@ -244,7 +245,10 @@ async def test_fronts_do_without_torch(several: App) -> None:
 
 
 async def test_connections_reach_several_fronts_under_one_limit(several: App, client: AsyncClient) -> None:
-    counts = several.fronts.occupancy.counts
+    def counts() -> list[int]:
+        fronts = (Ledger.open(several.ledger.fd, NUM_FRONTS, number) for number in range(NUM_FRONTS))
+        return [front.own_requests for front in fronts]
+
     async with Gate(several) as gate, Connections(several.grpc_port, MAX_IN_FLIGHT) as predicts:
         waiting = [asyncio.ensure_future(predict(predict_request("intent", "x"))) for predict in predicts]
         await until(lambda: gate.num_waiting == MAX_IN_FLIGHT)
@@ -293,7 +297,11 @@ async def test_metrics_of_all_processes_add_up(several: App) -> None:
 
 async def test_a_front_that_is_killed_is_replaced_and_the_others_go_on(several: App) -> None:
     restarts, known = scraped(several, "front_restarts_total"), several.fronts.pids
-    counts = several.fronts.occupancy.counts
+
+    def counts() -> list[int]:
+        fronts = (Ledger.open(several.ledger.fd, NUM_FRONTS, number) for number in range(NUM_FRONTS))
+        return [front.own_requests for front in fronts]
+
     async with Gate(several) as gate, Connections(several.grpc_port, 12) as predicts:
         waiting = [asyncio.ensure_future(predict(predict_request("intent", "x"))) for predict in predicts]
         await until(lambda: gate.num_waiting == 12)

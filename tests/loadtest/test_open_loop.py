@@ -19,6 +19,7 @@ from loadtest.arrivals import Schedule
 from loadtest.client import Order, Outcomes
 from loadtest.generators import Generators
 from server.api.handlers import Context, service_handler
+from server.core import ANYONE, Tenant
 
 NAMES = ("fine", "refused", "silent", "rare")
 STALL_S = 0.6
@@ -39,7 +40,7 @@ class Stub:
     num_streams: int = 0
     unloaded: list[str] = field(default_factory=list)
 
-    async def Predict(self, message: v1.PredictRequest, context: Context) -> v1.PredictResponse:
+    async def Predict(self, message: v1.PredictRequest, context: Context, tenant: Tenant) -> v1.PredictResponse:
         self._stall()
         if message.adapter == "refused":
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no")
@@ -47,7 +48,9 @@ class Stub:
             await asyncio.sleep(60)
         return response(message)
 
-    async def PredictStream(self, messages: AsyncIterator[v1.PredictStreamRequest], context: Context) -> None:
+    async def PredictStream(
+        self, messages: AsyncIterator[v1.PredictStreamRequest], context: Context, tenant: Tenant
+    ) -> None:
         self.num_streams += 1
         async for message in messages:
             self._stall()
@@ -59,10 +62,14 @@ class Stub:
             elif adapter != "silent":
                 await context.write(v1.PredictStreamResponse(id=message.id, response=response(message.request)))
 
-    async def PredictBatch(self, message: v1.PredictBatchRequest, context: Context) -> v1.PredictBatchResponse:
+    async def PredictBatch(
+        self, message: v1.PredictBatchRequest, context: Context, tenant: Tenant
+    ) -> v1.PredictBatchResponse:
         raise NotImplementedError
 
-    async def Unload(self, message: adapters_pb2.UnloadRequest, context: Context) -> adapters_pb2.UnloadResponse:
+    async def Unload(
+        self, message: adapters_pb2.UnloadRequest, context: Context, tenant: Tenant
+    ) -> adapters_pb2.UnloadResponse:
         self.unloaded.append(message.name)
         return adapters_pb2.UnloadResponse()
 
@@ -86,7 +93,9 @@ async def fire(stub: Stub, generators: Generators, order: Order) -> Outcomes:
     adapters = adapters_pb2.DESCRIPTOR.services_by_name["Adapters"]
     for name in ("List", "Get", "Load", "Pin", "Publish", "Prefetch", "SetTraffic"):
         setattr(stub, name, stub.PredictBatch)  # never called
-    async with serve_handlers(service_handler(inference, stub), service_handler(adapters, stub)) as port:
+    async with serve_handlers(
+        *(service_handler(it, stub, lambda context: ANYONE) for it in (inference, adapters))
+    ) as port:
         return await asyncio.to_thread(generators.fire, replace(order, server=f"127.0.0.1:{port}"))
 
 

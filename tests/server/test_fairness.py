@@ -35,7 +35,7 @@ def test_equal_tenants_get_equal_tokens_whatever_the_size_of_their_samples() -> 
 
 
 def test_tokens_follow_the_weights() -> None:
-    turns = DeficitRoundRobin(quantum=100, weights={"gold": 3.0})
+    turns = DeficitRoundRobin(quantum=100, weight_of=lambda tenant: 3.0 if tenant == "gold" else 1.0)
     for tenant in ("gold", "plain"):
         turns.enter(tenant)
     got = serve(turns, {"gold": 10, "plain": 10}, 4000)

@@ -12,29 +12,32 @@ from fakes import FakeAdapters, FakeRun, FakeSlots, make_base, make_spec
 
 from server import pipeline
 from server.admission import Admission
-from server.config import SchedulerConfig
-from server.core import BatchInfo, Embedding, Parameters, Regression, Request, Result, TokenInput
+from server.config import ApiConfig, SchedulerConfig
+from server.core import ANYONE, BatchInfo, Embedding, Parameters, Regression, Request, Result, TokenInput
 from server.engine import LocalEngine
 from server.errors import AdapterNotFound, DeadlineExceeded, Internal, InvalidInput, Overloaded
+from server.ledger import Held, Ledger
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.postprocess import MAX_ANSWERS
 from server.primitives import Task
 from server.scheduler.scheduler import Scheduler
+from server.tenants import Tenants
 from server.tokenizer import Tokenizer
 
 
 class Bench:
     """The real pipeline with a fake cache before it and a fake runner behind it."""
 
-    def __init__(self, max_in_flight: int = 100, **limits: int) -> None:
+    def __init__(self, **limits: int) -> None:
         self.metrics = Metrics()
-        self.admission = Admission(max_in_flight, self.metrics)
+        self.ledger = Ledger.local()
+        self.admission = Admission(ApiConfig(**limits), self.metrics, make_base(), Tenants(), self.ledger)  # type: ignore[arg-type]
         self.tokenizer = Tokenizer(None, make_base(), 1)
         self.adapters = FakeAdapters()
         self.slots = FakeSlots()
         self.run = FakeRun()
-        self.scheduler = Scheduler(SchedulerConfig(**limits), self.slots.acquire, self.run, self.metrics)
+        self.scheduler = Scheduler(SchedulerConfig(), self.slots.acquire, self.run, self.metrics)
         engine = LocalEngine(self.adapters, self.scheduler, self.metrics, make_base(fingerprint="base-digest"))
         self.pipeline = Pipeline(self.admission, self.tokenizer, engine, self.metrics)
 
@@ -45,6 +48,7 @@ class Bench:
         self.tokenizer.close()
         self.scheduler.check_integrity()
         assert self.admission.num_in_flight == 0
+        assert self.ledger.held() == self.ledger.held(ANYONE.index) == Held(0, 0, 0)
         assert self.adapters.num_leased == 0
         assert self.slots.num_leased == 0
         assert b"adapterd_queue_samples 0.0" in self.metrics.render()
@@ -52,7 +56,7 @@ class Bench:
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    bench = Bench(max_in_flight=2, max_queued_samples=4)
+    bench = Bench(max_in_flight=2)
     await bench.scheduler.start()
     yield bench
     await bench.stop()
@@ -117,10 +121,14 @@ async def test_first_failure_takes_the_other_inputs_back(bench: Bench) -> None:
         await bench.pipeline.infer(request(1, 2, 3))
 
 
-async def test_request_that_does_not_fit_the_queue_leaves_nothing_in_it(bench: Bench) -> None:
-    with pytest.raises(Overloaded, match="limit is 4"):
-        await bench.pipeline.infer(request(*[1] * 9))
-    assert sum(len(batch.samples) for batch in bench.run.batches) <= 4
+async def test_tokens_inside_are_a_guess_of_texts_until_the_tokenizer_has_counted(bench: Bench) -> None:
+    bench.run.gate.clear()
+    task = asyncio.create_task(bench.pipeline.infer(request(3, 7)))
+    await bench.run.started(1)
+    assert bench.ledger.held().tokens == 10
+    bench.run.gate.set()
+    await task
+    assert bench.ledger.admitted(ANYONE.index) == (1, 10)
 
 
 async def test_deadline_during_compute_ends_the_wait(bench: Bench) -> None:

@@ -8,15 +8,28 @@ from fakes import make_adapter, make_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.config import SchedulerConfig
 from server.core import Sample
-from server.errors import Overloaded
 from server.scheduler.fairness import DeficitRoundRobin
-from server.scheduler.queues import Queue
+from server.scheduler.queues import OLDEST_EVERY, Queue
 
 
-def make_queue(**limits: int) -> Queue:
-    return Queue(SchedulerConfig(**limits), DeficitRoundRobin())
+def make_queue() -> Queue:
+    return Queue(DeficitRoundRobin())
+
+
+def next_of(queue: Queue) -> Sample:
+    sample = queue.next()
+    assert sample is not None
+    return sample
+
+
+def served(queue: Queue) -> list[Sample]:
+    """Everything, in the order of service."""
+    taken = []
+    while queue.num_samples:
+        taken.append(next_of(queue))
+        queue.take(taken[-1])
+    return taken
 
 
 async def test_counts_samples_and_tokens() -> None:
@@ -31,11 +44,7 @@ async def test_oldest_is_next_across_adapters() -> None:
     samples = [make_sample(make_adapter(name)) for name in ("a", "b", "a")]
     for sample in samples:
         queue.push(sample)
-    taken = []
-    while sample := queue.next():
-        queue.take(sample)
-        taken.append(sample)
-    assert taken == samples
+    assert served(queue) == samples
 
 
 async def test_next_leaves_the_sample_in_the_queue() -> None:
@@ -54,22 +63,27 @@ async def test_waiting_for_gives_only_this_target_oldest_first() -> None:
     assert queue.waiting_for("digest-unknown") == []
 
 
-@pytest.mark.parametrize("limits", [{"max_queued_samples": 2}, {"max_queued_tokens": 9}])
-async def test_full_queue_refuses_with_a_hint_and_changes_nothing(limits: dict[str, int]) -> None:
-    queue = make_queue(**limits)
-    for _ in range(2):
-        queue.push(make_sample(num_tokens=4))
-    with pytest.raises(Overloaded, match="limit") as refusal:
-        queue.push(make_sample(num_tokens=4))
-    assert refusal.value.retry_after_s > 0
-    assert queue.num_samples == 2
-    queue.check_integrity()
+async def test_a_higher_priority_goes_first_among_its_tenants_samples() -> None:
+    queue = make_queue()
+    for priority in (0, -1, 5, 0, 5):
+        queue.push(make_sample(priority=priority))
+    queue.push(make_sample(tenant="other", priority=9))
+    assert [sample.priority for sample in served(queue) if not sample.tenant] == [5, 5, 0, 0, -1]
 
 
-async def test_empty_queue_takes_a_sample_beyond_its_token_limit() -> None:
-    queue = make_queue(max_queued_tokens=10)
-    queue.push(make_sample(num_tokens=50))
-    assert queue.num_tokens == 50
+@pytest.mark.parametrize("num_before", [0, 3, 20])
+async def test_whoever_waits_longest_is_served_within_its_bound(num_before: int) -> None:
+    """However many of a higher priority keep coming."""
+    queue = make_queue()
+    for _ in range(num_before):
+        queue.push(make_sample())
+    queue.push(last := make_sample(priority=-5))
+    num_served = 0
+    while last in queue:
+        queue.push(make_sample(priority=9))
+        queue.take(next_of(queue))
+        num_served += 1
+    assert num_served <= OLDEST_EVERY * (num_before + 1)
 
 
 async def test_tenants_take_turns() -> None:
@@ -89,13 +103,18 @@ async def test_tenants_take_turns() -> None:
 @given(seed=st.integers(0, 2**32))
 def test_books_balance_after_any_order_of_pushes_and_removals(seed: int) -> None:
     async def scenario() -> None:
-        rng, queue = random.Random(seed), make_queue(max_queued_samples=20)
+        rng, queue = random.Random(seed), make_queue()
         inside: list[Sample] = []
         for _ in range(60):
             if inside and rng.random() < 0.45:
                 queue.remove(inside.pop(rng.randrange(len(inside))))
             elif len(inside) < 20:
-                sample = make_sample(make_adapter(rng.choice("abc")), rng.randint(1, 9), tenant=rng.choice("xy"))
+                sample = make_sample(
+                    make_adapter(rng.choice("abc")),
+                    rng.randint(1, 9),
+                    tenant=rng.choice("xy"),
+                    priority=rng.choice((0, 1)),
+                )
                 queue.push(sample)
                 inside.append(sample)
             queue.check_integrity()

@@ -12,20 +12,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.config import SchedulerConfig
-from server.core import Sample, SampleOutput
-from server.errors import AdapterdError, DeadlineExceeded, Internal, Overloaded, Unavailable
+from server.core import Batch, Sample, SampleOutput
+from server.errors import (
+    AdapterdError,
+    DeadlineExceeded,
+    DeviceFault,
+    Internal,
+    OutOfDeviceMemory,
+    Overloaded,
+    Quarantined,
+    Unavailable,
+)
+from server.ledger import Pace
 from server.metrics import Metrics
+from server.scheduler.quarantine import FREE
 from server.scheduler.scheduler import Scheduler
 
 
 class Bench:
     """A scheduler between fake slots and a fake runner."""
 
-    def __init__(self, num_slots: int = 1000, **limits: int) -> None:
+    def __init__(self, num_slots: int = 1000, **limits: float) -> None:
         self.slots = FakeSlots(num_slots)
         self.run = FakeRun()
         self.metrics = Metrics()
-        self.scheduler = Scheduler(SchedulerConfig(**limits), self.slots.acquire, self.run, self.metrics)
+        self.scheduler = Scheduler(SchedulerConfig(**limits), self.slots.acquire, self.run, self.metrics)  # type: ignore[arg-type]
         self.slots.on_room = self.scheduler.notify
 
     def submit(self, *samples: Sample) -> list[asyncio.Task[SampleOutput]]:
@@ -121,18 +132,6 @@ async def test_each_branch_of_a_sample_counts_against_the_token_budget() -> None
     samples[0].target = replace(samples[0].target, branches=samples[0].target.branches * 2)
     await asyncio.gather(*bench.submit(*samples))
     assert [len(batch.samples) for batch in bench.run.batches] == [1, 2]
-
-
-async def test_full_queue_refuses_at_once() -> None:
-    bench = Bench(max_queued_samples=1)
-    await bench.scheduler.start()
-    tasks = await busy(bench)
-    tasks += bench.submit(make_sample())
-    await bench.settle()
-    with pytest.raises(Overloaded, match="limit is 1"):
-        await bench.scheduler.submit(make_sample())
-    bench.run.gate.set()
-    await asyncio.gather(*tasks)
 
 
 async def test_cancelled_sample_never_reaches_the_runner(bench: Bench) -> None:
@@ -284,7 +283,7 @@ async def test_error_of_one_sample_leaves_its_batch_alone(bench: Bench) -> None:
     assert len(bench.run.batches) == 1
 
 
-async def test_batch_that_shares_a_slot_never_filled_gives_no_answer(bench: Bench) -> None:
+async def test_batch_that_shares_a_slot_never_filled_is_run_again_and_fills_it(bench: Bench) -> None:
     """The first batch was to write the slot and failed: what the second one computed is not this adapter's."""
     bench.run.gate.clear()
     (first,) = bench.submit(make_sample(make_adapter("a")))
@@ -293,8 +292,9 @@ async def test_batch_that_shares_a_slot_never_filled_gives_no_answer(bench: Benc
     await bench.run.started(2)
     bench.run.errors[0] = Unavailable("device gone")
     bench.run.gate.set()
-    assert await errors_of([first, second, other]) == [Unavailable, Internal, Internal]
-    assert bench.slots.failed.count("digest-a") == 2
+    assert await errors_of([first, second, other]) == [Unavailable, None, None]
+    assert bench.slots.failed.count("digest-a") == 1
+    assert bench.run.batches[-1].unwritten == {"digest-a", "digest-b"}
 
 
 async def test_batch_that_shares_a_filled_slot_with_a_failed_one_is_answered(bench: Bench) -> None:
@@ -352,7 +352,7 @@ def test_everybody_is_answered_once_and_the_books_balance(seed: int, num_slots: 
 
 async def _storm(rng: random.Random, num_slots: int) -> None:
     """Arrivals, cancellations, deadlines, refusals and failing batches in random order."""
-    bench = Bench(num_slots, max_batch_tokens=30, max_batch_samples=4, max_queued_samples=25)
+    bench = Bench(num_slots, max_batch_tokens=30, max_batch_samples=4)
     bench.slots.refused["huge"] = Overloaded("no room")
     bench.run.error_of = lambda sample: Internal("bad") if rng.random() < 0.1 else None
     await bench.scheduler.start()
@@ -383,7 +383,120 @@ async def _storm(rng: random.Random, num_slots: int) -> None:
         else:
             assert isinstance(result, AdapterdError | asyncio.CancelledError)
     await bench.scheduler.stop()
-    assert sum(sample in batch.samples for batch in bench.run.batches for sample in samples) == sum(
-        len(batch.samples) for batch in bench.run.batches
-    )
     bench.check()
+
+
+class Guilty:
+    """Fails every batch that holds one of the named adapters."""
+
+    def __init__(self, run: FakeRun, *names: str, error: Exception | None = None) -> None:
+        self._run, self._names = run, {f"digest-{name}" for name in names}
+        self._error = error or ValueError("bad weights")
+        self.sizes: list[int] = []
+
+    async def __call__(self, batch: Batch) -> list[SampleOutput | AdapterdError]:
+        self.sizes.append(len(batch.samples))
+        if self._names & {sample.digest for sample in batch.samples}:
+            raise self._error
+        return await self._run(batch)
+
+
+@pytest.mark.parametrize("guilty", [(), ("a3",), ("a0", "a15"), tuple(f"a{i}" for i in range(16))])
+async def test_a_batch_that_fails_is_halved_until_the_guilty_are_alone(bench: Bench, guilty: tuple[str, ...]) -> None:
+    bench.scheduler._run = run = Guilty(bench.run, *guilty)
+    samples = [make_sample(make_adapter(f"a{i}"), i + 1) for i in range(16)]
+    results = await asyncio.gather(*bench.submit(*samples), return_exceptions=True)
+    for number, result in enumerate(results):
+        if f"a{number}" in guilty:
+            assert isinstance(result, Internal)
+        else:
+            assert isinstance(result, SampleOutput) and result.values.tolist() == [number + 1]
+    assert sorted(bench.slots.failed) == sorted(f"digest-{name}" for name in guilty)
+    assert len(run.sizes) <= 1 + 2 * 4 * max(1, len(guilty)) if guilty else run.sizes == [16]
+
+
+async def test_an_adapter_that_keeps_failing_batches_is_left_alone_and_costs_no_more(bench: Bench) -> None:
+    bench.scheduler._run = run = Guilty(bench.run, "bad")
+    for _ in range(FREE + 1):
+        with pytest.raises(Internal):
+            await bench.scheduler.submit(make_sample(make_adapter("bad")))
+    num_runs = len(run.sizes)
+    with pytest.raises(Quarantined, match="tried again in"):
+        await bench.scheduler.submit(make_sample(make_adapter("bad")))
+    assert len(run.sizes) == num_runs
+    await bench.scheduler.submit(make_sample(make_adapter("good")))
+
+
+async def test_out_of_memory_halves_the_batch_and_the_budget_which_grows_back() -> None:
+    bench = Bench(max_batch_tokens=1000)
+    await bench.scheduler.start()
+    most = 200
+
+    async def run(batch: Batch) -> list[SampleOutput | AdapterdError]:
+        if batch.num_tokens > most:
+            raise OutOfDeviceMemory("no memory")
+        return await bench.run(batch)
+
+    bench.scheduler._run = run
+    outputs = await asyncio.gather(*bench.submit(*(make_sample(num_tokens=50) for _ in range(16))))
+    assert [output.values[0] for output in outputs] == [50] * 16
+    assert bench.scheduler._budget.tokens < 1000
+    for _ in range(100):
+        await bench.scheduler.submit(make_sample())
+    assert bench.scheduler._budget.tokens == 1000
+    await bench.scheduler.stop()
+    bench.check()
+
+
+async def test_an_input_that_never_fits_the_memory_fails_alone(bench: Bench) -> None:
+    bench.run.error_of = lambda sample: OutOfDeviceMemory("no memory") if sample.num_tokens == 9 else None
+    tasks = bench.submit(make_sample(num_tokens=9), make_sample())
+    assert await errors_of(tasks) == [OutOfDeviceMemory, None]
+
+
+async def test_a_device_fault_fails_what_is_in_the_air_and_is_told_once() -> None:
+    faults: list[DeviceFault] = []
+    bench = Bench(max_batch_samples=1)
+    bench.scheduler._on_fault = faults.append
+    await bench.scheduler.start()
+    bench.run.gate.clear()
+    tasks = bench.submit(*(make_sample(make_adapter(f"a{i}")) for i in range(6)))
+    await bench.run.started(2)
+    bench.run.error = DeviceFault("gone")
+    bench.run.gate.set()
+    assert await errors_of(tasks) == [DeviceFault] * 6
+    assert len(faults) == 1 and len(bench.run.batches) == 2
+    with pytest.raises(DeviceFault):
+        await bench.scheduler.submit(make_sample())
+    await bench.scheduler.stop()
+    bench.check()
+
+
+async def test_a_device_that_hangs_is_a_fault() -> None:
+    faults: list[DeviceFault] = []
+    bench = Bench(batch_timeout_s=0.01)
+    bench.scheduler._on_fault = faults.append
+    await bench.scheduler.start()
+    bench.run.gate.clear()
+    with pytest.raises(DeviceFault, match=r"batch_timeout_s 0\.01"):
+        await bench.scheduler.submit(make_sample())
+    assert len(faults) == 1
+    bench.run.gate.set()
+    await bench.scheduler.stop()
+
+
+async def test_one_that_rides_alone_shares_no_batch(bench: Bench) -> None:
+    samples = [make_sample() for _ in range(5)]
+    samples[2].rides_alone = True
+    await asyncio.gather(*bench.submit(*samples))
+    assert [len(batch.samples) for batch in bench.run.batches] == [2, 1, 2]
+
+
+async def test_the_pace_of_the_device_is_told_after_every_batch() -> None:
+    told: list[Pace] = []
+    bench = Bench(max_batch_tokens=100)
+    bench.scheduler._on_pace = told.append
+    await bench.scheduler.start()
+    await bench.scheduler.submit(make_sample(num_tokens=10))
+    assert told == [Pace(tokens_per_s=5000, weights=0.0, busy_tokens=400)]
+    await bench.scheduler.stop()

@@ -13,6 +13,7 @@ from wire import serve_handlers
 
 from server.api.handlers import service_handler
 from server.api.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
+from server.core import ANYONE
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Served:
 @pytest.fixture
 async def health() -> AsyncIterator[Served]:
     servicer = HealthServicer(["adapterd.v1.Inference"])
-    handler = service_handler(health_pb2.DESCRIPTOR.services_by_name["Health"], servicer)
+    handler = service_handler(health_pb2.DESCRIPTOR.services_by_name["Health"], servicer, lambda context: ANYONE)
     async with serve_handlers(handler) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Served(servicer, health_pb2_grpc.HealthStub(channel))
 

@@ -16,7 +16,7 @@ from wire import FakePipeline, make_reply, predict, predict_batch, predict_strea
 from adapterd.v1 import inference_pb2 as v1
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
-from server.core import Reply, Request
+from server.core import ANYONE, Reply, Request
 from server.errors import AdapterNotFound, Overloaded
 from server.metrics import Metrics
 
@@ -236,7 +236,7 @@ async def test_a_cancelled_call_is_counted_by_its_cause(remaining_s: float | Non
     metrics = Metrics()
     servicer = InferenceServicer(FakePipeline(infer), ApiConfig(), metrics)
     call: Any = Call(remaining_s)
-    task = asyncio.create_task(servicer.Predict(request_of("a", "x"), call))
+    task = asyncio.create_task(servicer.Predict(request_of("a", "x"), call, ANYONE))
     await started.wait()
     task.cancel()
     await asyncio.wait([task])
@@ -249,5 +249,5 @@ async def test_our_own_error_is_raised_as_it_is() -> None:
 
     call: Any = Call(None)
     with pytest.raises(AdapterNotFound) as caught:
-        await InferenceServicer(FakePipeline(infer), ApiConfig(), Metrics()).Predict(request_of("a", "x"), call)
+        await InferenceServicer(FakePipeline(infer), ApiConfig(), Metrics()).Predict(request_of("a", "x"), call, ANYONE)
     assert caught.value.__cause__ is None

@@ -21,9 +21,9 @@ def test_no_answer_is_wrong_and_nothing_is_left(
     print_report(report)
     write_report(tmp_path, report)
     assert report.seen.answers > 100 and report.seen.wrong == 0 and report.left_bytes == 0
-    assert not report.seen.unexpected
+    assert not report.seen.unexpected and report.seen.errors["NON_FINITE"] > 0
     assert {"load", "unload", "replace"} & set(report.seen.done) and report.seen.rss_mib
-    assert "wrong answers" in capsys.readouterr().out and (tmp_path / "churn.png").exists()
+    assert "a wrong digest answered" in capsys.readouterr().out and (tmp_path / "churn.png").exists()
     assert json.loads((tmp_path / "churn.json").read_text())["left_bytes"] == 0
 
 

@@ -1,7 +1,7 @@
 """A soak of the cache: callers ask while adapters are loaded, unloaded, replaced and pinned, and every tier fails.
 
-Every row is compared with what the digest that it carries gives alone. Some adapters give NaN, and nothing else may come
-of them.
+Every row is compared with what the digest that it carries gives alone. Some adapters give NaN, and nothing else may
+come of them.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ RULES = f"""\
 {NUM_CALLERS} callers ask without pause, popular adapters more often, while one after the other is loaded, unloaded,
 replaced, tried as a version beside, given other shares, pinned and prefetched; files on disk lose a bit or go, origins
 are cut off or hang. Every adapter has {NUM_VERSIONS} contents; each row is compared with what the digest that its
-answer carries gives alone. One request in {1 / FAILING_SHARE:.0f} asks for an adapter whose weights overflow, of which no
-answer may come. An error is unexpected where nothing was done to that adapter in the {SETTLED_S:.0f} seconds
+answer carries gives alone. One request in {1 / FAILING_SHARE:.0f} asks for an adapter whose weights overflow, of which
+no answer may come. An error is unexpected where nothing was done to that adapter in the {SETTLED_S:.0f} seconds
 before, nor to its file on disk since it was loaded last.
 
 Memory is the process's resident set; the first {WARM_UP:.0%} of the time are its warm-up."""
@@ -49,8 +49,8 @@ def _page(report: ChurnReport, plot: Plot) -> Report:
     errors = [(reason, f"{count:,}") for reason, count in sorted(seen.errors.items())]
     return Report(
         title="A soak of the cache",
-        summary=f"{seen.rows:,} rows in {seen.answers:,} answers over {plan.seconds / 60:.0f} minutes and {plan.num} adapters; room for"
-        f" {plan.device_share:.0%} of them on the device, {plan.host_share:.0%} in host memory and"
+        summary=f"{seen.rows:,} rows in {seen.answers:,} answers over {plan.seconds / 60:.0f} minutes and {plan.num}"
+        f" adapters; room for {plan.device_share:.0%} of them on the device, {plan.host_share:.0%} in host memory and"
         f" {plan.disk_share:.0%} on disk.",
         machine=report.machine,
         command=report.command,

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOS := protos/adapterd/v1/inference.proto protos/adapterd/v1/adapters.proto protos/adapterd/v1/training.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test demo loadtest protos clean
+.PHONY: install format check test fuzz demo loadtest protos clean
 
 install: $(STAMP)
 
@@ -35,6 +35,13 @@ check: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Coverage-guided, a minute for each kind of bytes that a stranger may send; make fuzz SECONDS=600 takes longer.
+SECONDS ?= 60
+FUZZED = expression config settings safetensors tenants message
+fuzz: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	for target in $(FUZZED); do $(BIN)/python tests/fuzz/atheris_target.py $$target -max_total_time=$(SECONDS) || exit 1; done
 
 # make demo ONCE=1 stops after the table.
 demo: install

@@ -211,8 +211,9 @@ class Books:
         if self._reserves:
             entry.group = self._reserves.group_of(entry.adapter.manifest.name)
             self._reserves.note(entry.group, entry.size_bytes)
-        entry.owner = self._quotas.owner_of(entry.adapter.manifest.name)
-        self._quotas.note(entry.owner, entry.size_bytes)
+        if self._quotas:
+            entry.owner = self._quotas.owner_of(entry.adapter.manifest.name)
+            self._quotas.note(entry.owner, entry.size_bytes)
         self._queue(entry)
         self._tidy()
         self.used_bytes += entry.size_bytes

@@ -142,7 +142,8 @@ class Origin:
             if entry.name.startswith("."):
                 continue
             try:  # one look for each, for there may be many
-                files = list(os.scandir(entry.path))
+                with os.scandir(entry.path) as entries:
+                    files = list(entries)
                 names, stamp = {file.name for file in files}, stamp_of(files)
             except OSError:  # a file, or gone meanwhile
                 continue

@@ -24,6 +24,9 @@ class Quotas:
         self._tenants = tenants
         self._held: Counter[str] = Counter()
 
+    def __bool__(self) -> bool:
+        return self._tenants is not None
+
     def owner_of(self, name: str) -> str:
         owner = self._tenants.owner_of(name) if self._tenants is not None else None
         return owner.name if owner is not None and limit_of(owner, self._tier) else ""

@@ -35,8 +35,16 @@ class Source(Protocol):
 
 def stamp_of(entries: Iterable[os.DirEntry[str]]) -> str:
     """Of a folder with these entries. Raises OSError."""
-    files = sorted((entry.name, (stat := entry.stat()).st_size, stat.st_mtime_ns) for entry in entries)
+    files = sorted((entry.name, (stat := _stat(entry)).st_size, stat.st_mtime_ns) for entry in entries)
     return hashlib.blake2b(repr(files).encode(), digest_size=12).hexdigest()
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
+    """Of what a link leads to; of the link, where that is nowhere."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,8 @@ class FolderSource:
     def stamp(self) -> str:
         """Of name, size and time of every file."""
         try:
-            return stamp_of(os.scandir(self.path))
+            with os.scandir(self.path) as entries:
+                return stamp_of(entries)
         except OSError:
             return ""
 

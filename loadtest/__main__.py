@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from loadtest.verbs import churn, engine, fleet, frontends, methods, peers, serve, targets, training
+from loadtest.verbs import (
+    chaos,
+    churn,
+    engine,
+    fairness,
+    fleet,
+    frontends,
+    methods,
+    overload,
+    peers,
+    serve,
+    soak,
+    targets,
+    training,
+)
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 
@@ -14,7 +28,9 @@ def _verbs() -> None:
     """Benchmarks of adapterd. Every figure is a ratio within one run; absolute times belong to the machine."""
 
 
-for verb in (engine, methods, serve, fleet, churn, frontends, peers, training, targets):
+for verb in (
+    *(engine, methods, serve, fleet, churn, overload, fairness, soak, chaos, frontends, peers, training, targets),
+):
     app.command(verb.NAME, epilog=verb.EPILOG)(verb.run)
 
 if __name__ == "__main__":

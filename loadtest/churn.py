@@ -29,6 +29,7 @@ from adapters_cache.build import build_adapter
 from adapters_cache.formats.adapterhub import read_checkpoint, write_checkpoint
 from adapters_cache.formats.checkpoint import Checkpoint
 from loadtest.bench import batch_of, machine, random_checkpoint
+from loadtest.children import memory_mib
 from loadtest.figures import Figure, at_most
 from loadtest.fleet.material import METHODS, save_small_base
 from loadtest.fleet.stack import LENGTH, Stack, stack
@@ -53,7 +54,6 @@ SETTLED_S = 20.0  # until back-off and looks at the folders are over
 ENDLESS_S = float("inf")
 SAMPLE_S = 1.0
 WARM_UP = 0.25  # of the time
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Seen:
     errors: Counter[str] = field(default_factory=Counter)
     unexpected: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
-    rss_mib: list[tuple[float, float]] = field(default_factory=list)
+    memory_mib: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class ChurnReport:
     def drift(self) -> float:
         """Of medians over a tenth of the time each."""
         start = self.plan.seconds * WARM_UP
-        samples = [(at, mib) for at, mib in self.seen.rss_mib if at >= start]
+        samples = [(at, mib) for at, mib in self.seen.memory_mib if at >= start]
         width = max(SAMPLE_S, (self.plan.seconds - start) / 10)
         parts = [[mib for at, mib in samples if i <= (at - start) / width < i + 1] for i in range(10)]
         medians = [float(np.median(part)) for part in parts if part]
@@ -268,6 +268,8 @@ class _World:
                     self._broken[name] = time.monotonic() + SETTLED_S  # it stands for what is there now
             except AdapterdError as error:
                 self._seen.done[f"{what}: {error.reason}"] += 1
+                if what in ("replace", "canary"):
+                    self._may_fail(name, for_s=ENDLESS_S)  # its folder holds what it does not stand for, until Load
             await asyncio.sleep(0.02)
 
     async def _replace(self, name: str, rng: random.Random) -> None:
@@ -340,7 +342,7 @@ class _World:
             while True:
                 await asyncio.sleep(SAMPLE_S)
                 at = time.monotonic() - started
-                self._seen.rss_mib.append((at, _rss_mib()))
+                self._seen.memory_mib.append((at, memory_mib()))
                 bar.update(task, completed=at, description=f"{self._seen.rows:,} rows, {self._seen.wrong} wrong")
 
     async def _empty(self, server: Stack) -> int:
@@ -358,7 +360,3 @@ def _overflowing(checkpoint: Checkpoint, name: str) -> Checkpoint:
     """The same with weights that are finite and whose product is not."""
     tensors = {key: torch.full_like(tensor, 3e38) for key, tensor in checkpoint.tensors.items()}
     return replace(checkpoint, name=name, tensors=tensors)
-
-
-def _rss_mib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB

@@ -23,7 +23,7 @@ answer carries gives alone. One request in {1 / FAILING_SHARE:.0f} asks for an a
 no answer may come. An error is unexpected where nothing was done to that adapter in the {SETTLED_S:.0f} seconds
 before, nor to its file on disk since it was loaded last.
 
-Memory is the process's resident set; the first {WARM_UP:.0%} of the time are its warm-up."""
+Memory is what the process has of its own, resident or swapped out; the first {WARM_UP:.0%} of the time warm it up."""
 
 
 def print_report(report: ChurnReport) -> None:
@@ -38,7 +38,7 @@ def write_report(folder: Path, report: ChurnReport) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "churn.json", asdict(report) | {"figures": report.figures})
     draw = partial(_memory, report=report)
-    plot = Plot(svg_of(draw, "churn", SIZE), "Resident memory of the process.")
+    plot = Plot(svg_of(draw, "churn", SIZE), "Memory of the process.")
     save_png(draw, folder / "churn.png", SIZE)
     (folder / "churn.md").write_text(markdown.document(_page(report, plot), {plot.svg: "churn.png"}), encoding="utf-8")
 
@@ -66,7 +66,7 @@ def _page(report: ChurnReport, plot: Plot) -> Report:
 
 def _memory(axis: Axes, report: ChurnReport) -> None:
     axis.plot(
-        [at / 60 for at, _ in report.seen.rss_mib], [mib for _, mib in report.seen.rss_mib], color=COLORS[0], lw=1
+        [at / 60 for at, _ in report.seen.memory_mib], [mib for _, mib in report.seen.memory_mib], color=COLORS[0], lw=1
     )
     axis.axvline(report.plan.seconds * WARM_UP / 60, color=COLORS[3], lw=1, ls=":")
     axis.set(xlabel="minutes", ylabel="MiB", ylim=(0, None))

@@ -37,6 +37,7 @@ class Order:
     names, texts   of the schedule's indices
     cold_from      adapters from this index on are unloaded after each answer
     num_channels   connections of each tenant
+    tokens         of the schedule's tenants, for servers that tell callers apart
     start_at       of the schedule, on the clock of `time.monotonic`; the generators set it
     """
 
@@ -48,6 +49,7 @@ class Order:
     timeout_s: float
     rpc: Literal["stream", "unary"] = "stream"
     num_channels: int = 8
+    tokens: tuple[str, ...] = ()
     start_at: float = 0.0
 
 
@@ -124,7 +126,8 @@ class _Run:
 
     async def run(self) -> Outcomes:
         """Raises grpc.RpcError if what was to be cold again could not be unloaded."""
-        senders = [self._sender() for _ in self._order.schedule.tenants]  # tenants share no connection
+        tokens = self._order.tokens or [""] * len(self._order.schedule.tenants)
+        senders = [self._sender(token) for token in tokens]  # tenants share no connection
         try:
             await asyncio.gather(*(sender.open() for sender in senders))
             await self._send_all(senders)
@@ -135,9 +138,9 @@ class _Run:
             await self._admin.close()
         return self._outcomes
 
-    def _sender(self) -> Sender:
-        kind = StreamSender if self._order.rpc == "stream" else UnarySender
-        return kind(self._order.server, self._order.num_channels, self._order.timeout_s, self._on_sent, self._on_answer)
+    def _sender(self, token: str) -> Sender:
+        order, kind = self._order, StreamSender if self._order.rpc == "stream" else UnarySender
+        return kind(order.server, order.num_channels, order.timeout_s, self._on_sent, self._on_answer, token)
 
     async def _send_all(self, senders: list[Sender]) -> None:
         order = self._order

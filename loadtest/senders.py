@@ -33,8 +33,17 @@ class Sender(Protocol):
 class StreamSender:
     """Requests as messages of PredictStream, each with a time limit of its own."""
 
-    def __init__(self, server: str, num_channels: int, timeout_s: float, on_sent: OnSent, on_answer: OnAnswer) -> None:
+    def __init__(
+        self,
+        server: str,
+        num_channels: int,
+        timeout_s: float,
+        on_sent: OnSent,
+        on_answer: OnAnswer,
+        token: str = "",
+    ) -> None:
         self._channels = _channels(server, num_channels)
+        self._metadata = calls.token_metadata(token)
         self._timeout = _duration(timeout_s)
         self._on_sent, self._on_answer = on_sent, on_answer
         self._streams: list[_Stream] = []
@@ -61,18 +70,20 @@ class StreamSender:
 
     def _add_stream(self) -> _Stream:
         channel = self._channels[len(self._streams) % len(self._channels)]
-        self._streams.append(_Stream(channel, self._on_sent, self._on_answer))
+        self._streams.append(_Stream(channel, self._on_sent, self._on_answer, self._metadata))
         return self._streams[-1]
 
 
 class _Stream:
     """One call. `reader` ends with it; what was unanswered then gets the call's code."""
 
-    def __init__(self, channel: grpc.aio.Channel, on_sent: OnSent, on_answer: OnAnswer) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, on_sent: OnSent, on_answer: OnAnswer, metadata: calls.Metadata
+    ) -> None:
         self._on_sent, self._on_answer = on_sent, on_answer
         self._outbox: asyncio.Queue[tuple[int, v1.PredictStreamRequest]] = asyncio.Queue()
         self.unanswered: set[int] = set()
-        self._call: Any = channel.stream_stream(**calls.PREDICT_STREAM.arguments())(self._messages())
+        self._call: Any = channel.stream_stream(**calls.PREDICT_STREAM.arguments())(self._messages(), metadata=metadata)
         self.reader = asyncio.create_task(self._read())
 
     def send(self, index: int, message: v1.PredictStreamRequest) -> None:
@@ -109,8 +120,17 @@ class _Stream:
 class UnarySender:
     """Each request as a Predict call of its own."""
 
-    def __init__(self, server: str, num_channels: int, timeout_s: float, on_sent: OnSent, on_answer: OnAnswer) -> None:
+    def __init__(
+        self,
+        server: str,
+        num_channels: int,
+        timeout_s: float,
+        on_sent: OnSent,
+        on_answer: OnAnswer,
+        token: str = "",
+    ) -> None:
         self._channels = _channels(server, num_channels)
+        self._metadata = calls.token_metadata(token)
         self._methods: list[Any] = [channel.unary_unary(**calls.PREDICT.arguments()) for channel in self._channels]
         self._timeout_s = timeout_s
         self._on_sent, self._on_answer = on_sent, on_answer
@@ -134,7 +154,7 @@ class UnarySender:
         method = self._methods[index % len(self._methods)]
         self._on_sent(index)
         try:
-            answer: Answer = await method(request, timeout=self._timeout_s)
+            answer: Answer = await method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             answer = _code_of(error)
         self._on_answer(index, answer)

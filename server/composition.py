@@ -194,6 +194,8 @@ def text_of(node: Node) -> str:
     inside = ", ".join(text_of(child) for child in node.children)
     if isinstance(node, Average):
         inside += "; " + ", ".join(f"{weight!r}" for weight in node.weights)
+        if not math.isclose(sum(node.weights), 1.0):
+            inside += ", normalize=false"
     if isinstance(node, Split):
         inside += "; " + ", ".join(map(str, node.lengths))
     if isinstance(node, Fuse) and isinstance(node.fusion, str) and node.fusion != fusion_name(node.children):

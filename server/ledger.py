@@ -30,7 +30,7 @@ class Held:
 class Pace:
     """What the engine tells of itself.
 
-    tokens_per_s   that the device computes; 0 before the first batch
+    tokens_per_s   that the device computes; 0 before the first full batch
     weights        of the tenants that have work in the engine, together
     busy_tokens    of a few full batches: with so many inside, the device never waits for work
     """

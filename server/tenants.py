@@ -102,7 +102,7 @@ def read_tenants(path: Path) -> tuple[Tenant, ...]:
     """Raises InvalidInput with the tenant, the key and the value."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # numbers of too many digits are no TOMLDecodeError
         raise InvalidInput(f"tenants file {path.name}: {error}") from error
     if not tables:
         raise InvalidInput(f"tenants file {path.name} declares no tenant: nobody could call")

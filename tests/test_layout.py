@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # Who may import what is heavy or bound to one place; the rest of serving stays free of it.
 ONLY_IN = {
     "grpc": ("adapterd", "server.api", "server.cli", "loadtest"),
-    "grpc_health": ("server.api",),
+    "grpc_health": ("server.api", "loadtest"),
     "grpc_reflection": ("server.api",),
     "grpc_status": ("server.api",),
     "torch": (

@@ -12,7 +12,7 @@ from adapters_cache.formats.named import NAMED, UNIONS, expand
 from adapters_cache.formats.schemas import BOTTLENECK_FIELDS, SCHEMAS
 from server.errors import UnsupportedConfig
 
-_VERSION = re.compile(r"adapters\.(\d+)\.(\d+)")
+_VERSION = re.compile(r"adapters\.(\d{1,9})\.(\d{1,9})(?!\d)")
 
 
 def canonical_config(envelope: Mapping[str, Any], *, has_invertible: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from adapters_cache.formats.fields import Field, canonical, refusal
 from adapters_cache.formats.static_heads import static_head
 from server.errors import MalformedCheckpoint
 
+MAX_LABELS = 1 << 18  # each is given a name, whatever the tensors hold
 IGNORED = frozenset(("dropout_prob", "label2id"))
 
 _LAYERS = {"activation_function": Field("tanh", f.optional_activation)}
@@ -74,6 +75,8 @@ def canonical_head(config: Mapping[str, Any], *, tolerates: bool = False) -> dic
     if head_type == "question_answering" and result["num_labels"] != 2:
         raise refusal("head_config.num_labels", result["num_labels"], "2: start and end")
     num_labels = result.get("num_labels", result.get("num_choices"))
+    if num_labels and num_labels > MAX_LABELS:
+        raise refusal("head_config.num_labels", num_labels, f"at most {MAX_LABELS}")
     labels = labels_of(config.get("label2id"), num_labels) if num_labels else ()
     return result | {"labels": labels}
 

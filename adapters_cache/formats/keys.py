@@ -126,7 +126,7 @@ def without_layers(tensors: Mapping[str, Tensor], layers: Collection[int]) -> di
 
 # A layer's number, or group and number within it, in canonical keys of any family.
 _LAYER = re.compile(
-    r"(?:(?:encoder|transformer)\.layer|layers|encoder\.albert_layer_groups)\.(\d+)\.(?:albert_layers\.(\d+)\.)?"
+    r"(?:(?:encoder|transformer)\.layer|layers|encoder\.albert_layer_groups)\.(\d{1,9})\.(?:albert_layers\.(\d{1,9})\.)?"
 )
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from server.errors import MalformedCheckpoint
 
 MAX_HEADER_BYTES = MIB
 MAX_TENSORS = 4096
+MAX_DIMENSIONS = 8
 MAX_CONFIG_BYTES = MIB
+MAX_JSON_DEPTH = 32  # what is deeper parses, and then overflows the stack of whoever shows it
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -52,9 +55,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """Parse a JSON object; duplicate keys, NaN and Infinity are refused. Raises MalformedCheckpoint."""
+    """Parse a JSON object. Refused are duplicate keys, NaN, Infinity, surrogates and what is nested too deep.
+
+    Raises MalformedCheckpoint.
+    """
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        _check_parsed(value)
     except (ValueError, RecursionError) as error:
         raise MalformedCheckpoint(f"{name} is not valid JSON: {error}", file=name) from error
     if not isinstance(value, dict):
@@ -69,6 +76,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice!r} appears twice")
     return result
+
+
+def _check_parsed(value: Any) -> None:
+    """Raises ValueError for what JSON can say and nobody could be told of."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        for text in level:
+            if isinstance(text, str):
+                text.encode()  # half of a surrogate pair cannot be
+        level = [child for node in level for child in _children(node)]
+    if level:
+        raise ValueError(f"nested more than {MAX_JSON_DEPTH} deep")
+
+
+def _children(node: Any) -> Iterable[Any]:
+    if isinstance(node, dict):
+        return (*node, *node.values())
+    return node if isinstance(node, list) else ()
 
 
 def _no_constant(name: str) -> None:
@@ -128,7 +153,7 @@ def _check_entry(key: str, entry: Any, name: str) -> int:
             tensor=key,
         )
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
+    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2 and len(shape) <= MAX_DIMENSIONS):
         raise MalformedCheckpoint(f"tensor {key} in {name} has a broken header entry", file=name, tensor=key)
     if offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
         raise MalformedCheckpoint(

@@ -47,7 +47,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any], assignments: Se
 def _read(path: Path) -> Tables:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"configuration {path}: {error}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -62,7 +62,7 @@ def _parse(assignment: str) -> tuple[str, Any]:
         raise InvalidInput(f"--set {assignment!r} is not of the form section.key=value")
     try:
         return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key.strip(), text.strip()
 
 

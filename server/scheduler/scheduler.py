@@ -316,12 +316,18 @@ class Scheduler:
             info = done.batch
             self._metrics.batch_done(info.num_samples, info.num_tokens, info.num_adapters, done.compute_s)
             self._budget.grow()
-            if done.compute_s > 0:
-                rate = info.num_tokens / done.compute_s
-                self._rate += (rate - self._rate) * (RATE_SHARE if self._rate else 1.0)
+            self._measure(done)
         tenants = {sample.tenant for other in self._running for sample in other.samples}
         self._on_pace(Pace(self._rate, self._turns.weights(tenants), BUSY_BATCHES * self._budget.tokens))
         self.notify()
+
+    def _measure(self, done: SampleOutput) -> None:
+        """The device's pace, by batches that fill it: smaller ones take nearly as long and would tell far less."""
+        info = done.batch
+        is_full = info.num_tokens >= self._budget.tokens / 2 or info.num_samples >= self._config.max_batch_samples / 2
+        if is_full and done.compute_s > 0:
+            rate = info.num_tokens / done.compute_s
+            self._rate += (rate - self._rate) * (RATE_SHARE if self._rate else 1.0)
 
     def _judge(self, sample: Sample, outcome: Outcome) -> None:
         """An adapter that fails is left alone for a while, and one that answers is trusted again."""

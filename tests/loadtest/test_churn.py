@@ -22,14 +22,14 @@ def test_no_answer_is_wrong_and_nothing_is_left(
     write_report(tmp_path, report)
     assert report.seen.answers > 100 and report.seen.wrong == 0 and report.left_bytes == 0
     assert not report.seen.unexpected and report.seen.errors["NON_FINITE"] > 0
-    assert {"load", "unload", "replace"} & set(report.seen.done) and report.seen.rss_mib
+    assert {"load", "unload", "replace"} & set(report.seen.done) and report.seen.memory_mib
     assert "a wrong digest answered" in capsys.readouterr().out and (tmp_path / "churn.png").exists()
     assert json.loads((tmp_path / "churn.json").read_text())["left_bytes"] == 0
 
 
 def test_memory_that_grows_is_told() -> None:
     def drift(*mib: float) -> float:
-        seen = Seen(rss_mib=[(float(at), value) for at, value in enumerate(mib)])
+        seen = Seen(memory_mib=[(float(at), value) for at, value in enumerate(mib)])
         return ChurnReport({}, "", Plan(seconds=len(mib)), seen, 0).drift
 
     assert drift(*[100.0] * 40) == 0

@@ -14,7 +14,7 @@ from server.expression import parse
         (" Stack( de ,ner ) ", "Stack(de, ner)"),
         ("Average(a, b)", "Average(a, b; 0.5, 0.5)"),
         ("Average(a, b; 1, 3)", "Average(a, b; 0.25, 0.75)"),
-        ("Average(a, b; 1, 3, normalize=false)", "Average(a, b; 1.0, 3.0)"),
+        ("Average(a, b; 1, 3, normalize=false)", "Average(a, b; 1.0, 3.0, normalize=false)"),
         ("Split(a, b; 4)", "Split(a, b; 4, 4)"),
         ("Fuse(a, b)", "Fuse(a, b)"),
         ("Fuse(a, Stack(c, b); f-1)", "Fuse(a, Stack(c, b); f-1)"),
@@ -23,6 +23,7 @@ from server.expression import parse
 )
 def test_expression_reads_as_its_tree(text: str, means: str) -> None:
     assert text_of(parse(text)) == means
+    assert parse(means) == parse(text)
 
 
 @pytest.mark.parametrize(

@@ -492,11 +492,12 @@ async def test_one_that_rides_alone_shares_no_batch(bench: Bench) -> None:
     assert [len(batch.samples) for batch in bench.run.batches] == [2, 1, 2]
 
 
-async def test_the_pace_of_the_device_is_told_after_every_batch() -> None:
+async def test_the_pace_of_the_device_is_told_after_every_batch_and_known_from_full_ones() -> None:
     told: list[Pace] = []
     bench = Bench(max_batch_tokens=100)
     bench.scheduler._on_pace = told.append
     await bench.scheduler.start()
-    await bench.scheduler.submit(make_sample(num_tokens=10))
-    assert told == [Pace(tokens_per_s=5000, weights=0.0, busy_tokens=400)]
+    for num_tokens in (10, 80, 10):
+        await bench.scheduler.submit(make_sample(num_tokens=num_tokens))
+    assert told == [Pace(rate, weights=0.0, busy_tokens=400) for rate in (0, 40_000, 40_000)]
     await bench.scheduler.stop()

@@ -1,0 +1,127 @@
+"""Tenants that want more than there is: what each of them gets, and what one that asks for little feels of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.progress import Progress
+
+from loadtest.bench import machine
+from loadtest.crowd import Crowd, Got, crowd, got
+from loadtest.figures import Figure, at_least, at_most
+from loadtest.overload import EVERYBODY
+
+TOLERANCE, P95_GROWTH, FIFO_SHARE = 0.05, 1.10, 0.95
+WANTED = 3.0  # times what the server can answer, of each tenant that is backlogged
+NOISE = 50.0  # times its share, of the noisy one
+QUIET_SHARE = 0.5  # of its own share, that the quiet one asks for
+LOADED = 0.9  # of what the server can answer, that both ask for together when nobody is noisy
+SHARES = {"equal weights": {"a": 1.0, "b": 1.0}, "weights 1 and 3": {"a": 1.0, "b": 3.0}}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """rounds   of the quiet tenant beside a calm and a noisy one, in turn"""
+
+    base: str = "bert-base"
+    seconds: float = 30.0
+    warm_up_s: float = 10.0
+    window_s: float = 10.0
+    rounds: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """Tokens of two backlogged tenants. `error` is the largest of any window: |b / a / wanted - 1|."""
+
+    name: str
+    tokens_per_s: dict[str, float]
+    error: float
+
+
+@dataclass(slots=True)
+class FairnessReport:
+    machine: dict[str, str]
+    command: str
+    plan: Plan
+    saturated_per_s: float
+    fifo_tokens_per_s: float
+    divided: list[Divided] = field(default_factory=list)
+    calm_p95_s: list[float] = field(default_factory=list)
+    noisy_p95_s: list[float] = field(default_factory=list)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        calm, noisy = _median(self.calm_p95_s), _median(self.noisy_p95_s)
+        work = min(sum(row.tokens_per_s.values()) for row in self.divided)
+        return (
+            *(
+                at_most(f"{row.name}: tokens off their shares in {self.plan.window_s:g} s", row.error, TOLERANCE)
+                for row in self.divided
+            ),
+            at_most(f"p95 of a tenant beside one at {NOISE:g} x its share / at its share", noisy / calm, P95_GROWTH),
+            at_least("tokens/s of tenants / of one queue for all", work / self.fifo_tokens_per_s, FIFO_SHARE),
+        )
+
+
+def run(plan: Plan, command: str) -> FairnessReport:
+    with Progress(transient=True) as bar:
+        task = bar.add_task("one queue for all", total=2 + len(SHARES) + 2 * plan.rounds)
+        with crowd(plan.base, {}) as server:
+            per_s, tokens_per_s = _saturated(server, plan)
+        report = FairnessReport(machine("cpu", "float32"), command, plan, per_s, tokens_per_s)
+        for name, weights in SHARES.items():
+            bar.update(task, advance=1, description=name)
+            with crowd(plan.base, weights) as server:
+                report.divided.append(_divide(server, plan, name, weights, per_s))
+        with crowd(plan.base, SHARES["equal weights"]) as server:
+            for number in range(plan.rounds):
+                bar.update(task, advance=1, description=f"a quiet tenant, round {number + 1} of {plan.rounds}")
+                report.calm_p95_s.append(_quiet_p95(server, plan, per_s, LOADED - QUIET_SHARE / 2, number))
+                bar.update(task, advance=1)
+                report.noisy_p95_s.append(_quiet_p95(server, plan, per_s, NOISE / 2, number))
+    return report
+
+
+def _saturated(server: Crowd, plan: Plan) -> tuple[float, float]:
+    """Requests and tokens a second of a server that has more than enough to do."""
+    rate = 10.0
+    while rate <= 1.5 * (whole := _everybody(server, plan, rate)).answered_per_s:
+        rate *= 3
+    if not whole.tokens:
+        raise RuntimeError("the server answered nothing; measure for longer")
+    return whole.answered_per_s, whole.tokens / whole.seconds
+
+
+def _everybody(server: Crowd, plan: Plan, rate: float) -> Got:
+    end = plan.warm_up_s + plan.seconds
+    return got(server.fire({EVERYBODY: rate}, end, int(rate)), plan.warm_up_s, end)
+
+
+def _divide(server: Crowd, plan: Plan, name: str, weights: dict[str, float], per_s: float) -> Divided:
+    end = plan.warm_up_s + plan.seconds
+    outcomes = server.fire(dict.fromkeys(weights, WANTED * per_s), end, seed=1)
+    wanted = weights["b"] / weights["a"]
+    errors, since = [], plan.warm_up_s
+    while since + plan.window_s <= end:
+        a, b = (got(outcomes, since, since + plan.window_s, number).tokens for number in range(2))
+        errors.append(abs(b / a / wanted - 1) if a else float("inf"))
+        since += plan.window_s
+    whole = [got(outcomes, plan.warm_up_s, end, number) for number in range(2)]
+    rates = {tenant: own.tokens / own.seconds for tenant, own in zip(weights, whole, strict=True)}
+    return Divided(name, rates, max(errors))
+
+
+def _quiet_p95(server: Crowd, plan: Plan, per_s: float, noise: float, seed: int) -> float:
+    """noise   of what the server can answer, that the other one asks for"""
+    end = plan.warm_up_s + plan.seconds
+    rates = {"a": noise * per_s, "b": QUIET_SHARE / 2 * per_s}
+    outcomes = server.fire(rates, end, seed)
+    quiet = got(outcomes, plan.warm_up_s, end, 1)
+    if quiet.num_refused or quiet.num_failed:
+        return float("inf")
+    return quiet.quantile(0.95)
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]

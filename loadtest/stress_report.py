@@ -32,12 +32,12 @@ when each was due. The p99 of refusals is the upper edge of a bucket of `{overlo
 of a call in the server to the answer."""
 FAIRNESS = f"""\
 {SERVER} Backlogged tenants ask for {fairness.WANTED:g} times what the server can answer, each. The quiet tenant asks
-for {fairness.QUIET_SHARE:g} of its share, the other one first for the rest of {fairness.LOADED:g} of what the server can
-answer, then for {fairness.NOISE:g} times its share. One queue for all is the same server without tenants."""
+for {fairness.QUIET_SHARE:g} of its share, the other one first for the rest of {fairness.LOADED:g} of what the server
+can answer, then for {fairness.NOISE:g} times its share. One queue for all is the same server without tenants."""
 SOAK = f"""\
 {soak.NUM_CALLERS} callers ask without pause for {soak.NUM_ADAPTERS} adapters, of which {soak.NUM_RESIDENT} fit into
-host memory; one call in {1 / soak.CANCEL_SHARE:.0f} is cancelled, adapters are loaded, unloaded, pinned and prefetched,
-the tenants file is read again, and every {soak.CRASH_EVERY_S:g} seconds a client with open calls is killed. The slope is
+host memory; one call in {1 / soak.CANCEL_SHARE:.0f} is cancelled, adapters are loaded, unloaded, pinned and
+prefetched, the tenants file is read again, and every {soak.CRASH_EVERY_S:g} seconds a client with open calls is killed. The slope is
 that of a line through the memory of its own that the process has, after the first {soak.WARM_UP:.0%} of the time."""
 
 

@@ -3,10 +3,13 @@
 One JSON object per line on stdin, {"source", "target", "max_bytes"}, one on stdout, {"error": null or a reason}.
 Tensors go from the pickle at `source` to a safetensors file at `target`. Ends when stdin does, and after IDLE_S without
 a file, to give its memory back.
+
+What it does not need it gives up before the first file: the network, new privileges, many files, endless time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pickle
@@ -20,6 +23,9 @@ import torch
 
 ROOM_BYTES = 2 << 30  # address space that loading and copying may add besides the file's own bytes
 IDLE_S = 60.0
+MAX_FILES = 64  # open at a time
+MAX_CPU_S = 30  # of one file
+PR_SET_NO_NEW_PRIVS, CLONE_NEWUSER, CLONE_NEWNET = 38, 0x10000000, 0x40000000
 NOT_TENSORS = "is not a plain dictionary of tensors"
 
 
@@ -65,7 +71,38 @@ def _limit_memory(max_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
+def confine() -> list[str]:
+    """Give up what converting does not need; the names of what this system did not take.
+
+    Limits of resources always can be lowered. A network of its own, which leads nowhere, is one of a user namespace:
+    some containers forbid those, and then the other processes of the container are as reachable as they were.
+    """
+    for limit, most in ((resource.RLIMIT_NOFILE, MAX_FILES), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(limit)[1]
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (least, least))
+    if not sys.platform.startswith("linux"):
+        return ["no_new_privs", "network"]
+    libc = ctypes.CDLL(None, use_errno=True)
+    left = []
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        left.append("no_new_privs")
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET):
+        left.append("network")
+    return left
+
+
+def _limit_work(max_bytes: int) -> None:
+    """Of the next file: processor time from now, and the size of what may be written."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + MAX_CPU_S
+    for limit, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, 2 * max_bytes + ROOM_BYTES)):
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
 def main() -> None:
+    confine()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # nothing that a library prints may look like a reply
     torch.set_num_threads(1)
@@ -73,6 +110,7 @@ def main() -> None:
         request = json.loads(line)
         if os.path.exists("/proc/self/statm"):
             _limit_memory(request["max_bytes"])
+        _limit_work(request["max_bytes"])
         try:
             reason = convert(request["source"], request["target"], request["max_bytes"])
         except MemoryError:

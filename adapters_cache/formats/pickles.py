@@ -20,6 +20,7 @@ from server.errors import MalformedCheckpoint, Unavailable
 
 TIMEOUT_S = 15.0  # for one file; the first one also pays for starting the worker
 MAX_REPLY_BYTES = 4096
+NEEDED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_", "TMPDIR", "OMP_", "MKL_", "OPENBLAS_", "VIRTUAL_ENV", "PYTHONHOME")
 
 
 class PickleReader:
@@ -99,7 +100,7 @@ class PickleReader:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""},
+                env=_environment() | {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""},
                 start_new_session=True,  # Ctrl-C on the server's terminal is the server's to handle
             )
         except OSError as error:
@@ -115,6 +116,11 @@ class PickleReader:
             if pipe is not None:
                 pipe.close()
         worker.wait()
+
+
+def _environment() -> dict[str, str]:
+    """What a Python needs to start; whatever secrets this process was given stay here."""
+    return {name: value for name, value in os.environ.items() if name.startswith(NEEDED)}
 
 
 _shared = PickleReader()

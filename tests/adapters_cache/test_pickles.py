@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,3 +118,29 @@ def test_nothing_is_left_in_the_temporary_folder(
     torch.save({"a": torch.ones(1)}, tmp_path / "x.bin")
     reader.read(tmp_path / "x.bin", MANY)
     assert not list(private.iterdir())
+
+
+def test_the_process_that_opens_pickles_has_no_network_no_secrets_and_few_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret-of-the-server")
+    reader = PickleReader()
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.bin")
+    try:
+        assert reader.read(tmp_path / "a.bin", 1 << 20)["a"].tolist() == [1, 1]
+        worker = reader._worker
+        assert worker is not None
+        process = Path(f"/proc/{worker.pid}")
+        assert b"secret-of-the-server" not in (process / "environ").read_bytes()
+        limits = {line[:26].strip(): line[26:].split()[0] for line in (process / "limits").read_text().splitlines()[1:]}
+        assert int(limits["Max open files"]) <= 64 and limits["Max core file size"] == "0"
+        assert int(limits["Max cpu time"]) < 100 and limits["Max file size"].isdecimal()
+        assert "NoNewPrivs:\t1" in (process / "status").read_text()
+        if os.readlink(process / "ns/net") == os.readlink("/proc/self/ns/net"):  # where user namespaces are forbidden
+            assert subprocess.run(["unshare", "-Un", "true"], capture_output=True).returncode != 0
+        else:
+            assert (
+                len((process / "net/dev").read_text().splitlines()) == 3
+            )  # two of headers, and a loopback that is down
+    finally:
+        reader.close()

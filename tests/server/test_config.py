@@ -50,3 +50,24 @@ def test_what_the_network_bounds_is_bounded(name: str, most: int) -> None:
 def test_no_name_may_be_empty(kind: type[Any], name: str) -> None:
     with pytest.raises(InvalidInput, match=f"{name} is empty"):
         kind(**{name: " "})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "10.0.0.1", "example.org"])
+def test_listening_to_the_world_without_tenants_has_to_be_asked_for(host: str) -> None:
+    with pytest.raises(InvalidInput, match="allow-anonymous"):
+        ApiConfig(host=host)
+    ApiConfig(host=host, allow_anonymous=True)
+    ApiConfig(host=host, tenants="tenants.toml")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "::1", "[::1]"])
+def test_loopback_needs_no_tenants(host: str) -> None:
+    ApiConfig(host=host)
+
+
+@pytest.mark.parametrize(
+    "files", [{"tls_certificate": "a"}, {"tls_key": "a"}, {"tls_client_ca": "a"}], ids=lambda files: next(iter(files))
+)
+def test_files_of_tls_come_together(files: dict[str, str]) -> None:
+    with pytest.raises(InvalidInput, match="tls_"):
+        ApiConfig(**files)  # type: ignore[arg-type]

@@ -37,8 +37,9 @@ can answer, then for {fairness.NOISE:g} times its share. One queue for all is th
 SOAK = f"""\
 {soak.NUM_CALLERS} callers ask without pause for {soak.NUM_ADAPTERS} adapters, of which {soak.NUM_RESIDENT} fit into
 host memory; one call in {1 / soak.CANCEL_SHARE:.0f} is cancelled, adapters are loaded, unloaded, pinned and
-prefetched, the tenants file is read again, and every {soak.CRASH_EVERY_S:g} seconds a client with open calls is killed. The slope is
-that of a line through the memory of its own that the process has, after the first {soak.WARM_UP:.0%} of the time."""
+prefetched, the tenants file is read again, and every {soak.CRASH_EVERY_S:g} seconds a client with open calls is
+killed. The slope is that of a line through the memory of its own that the process has, after the first
+{soak.WARM_UP:.0%} of the time."""
 
 
 def print_figures(report: OverloadReport | FairnessReport | SoakReport | ChaosReport) -> None:

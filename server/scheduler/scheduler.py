@@ -29,7 +29,7 @@ from server.scheduler.queues import Queue
 
 UNMEASURED_BATCH_TOKENS = 4096  # where nobody measured
 MAX_RUNNING = 2  # one batch computes, the next waits at the runner, which takes them one after the other
-BUSY_BATCHES = 4  # full ones: two that run, and two that wait while they do
+BUSY_BATCHES = 3  # full ones: two that run, and one that waits while they do
 RATE_SHARE = 0.2  # of the newest batch, in what is known of the device's pace
 CLOCK_S = 0.002  # how far an event loop's clock may lag behind `time.monotonic`
 

@@ -31,9 +31,11 @@ the first seconds are not counted: an overload begins with a queue that fills. L
 when each was due. The p99 of refusals is the upper edge of a bucket of `{overload.REFUSALS}`, from the arrival
 of a call in the server to the answer."""
 FAIRNESS = f"""\
-{SERVER} Backlogged tenants ask for {fairness.WANTED:g} times what the server can answer, each. The quiet tenant asks
-for {fairness.QUIET_SHARE:g} of its share, the other one first for the rest of {fairness.LOADED:g} of what the server
-can answer, then for {fairness.NOISE:g} times its share. One queue for all is the same server without tenants."""
+{SERVER} Backlogged tenants ask for {fairness.WANTED:g} times what the server can answer, each. Beside a tenant that
+asks for its share, a half, and then for {fairness.NOISE:g} times as much, another asks for {fairness.BUSY:.0%} of its
+own share, at the same times in both runs; the figure is the median of the rounds. One that asks for little
+({fairness.LIGHT:.0%}) feels that batches are full: it waits for the one that computes and the one that is formed, which
+are short on a server with time to spare. One queue for all is the same server without tenants, before and after."""
 SOAK = f"""\
 {soak.NUM_CALLERS} callers ask without pause for {soak.NUM_ADAPTERS} adapters, of which {soak.NUM_RESIDENT} fit into
 host memory; one call in {1 / soak.CANCEL_SHARE:.0f} is cancelled, adapters are loaded, unloaded, pinned and
@@ -77,13 +79,13 @@ def write_fairness(folder: Path, report: FairnessReport) -> None:
     divided = [
         (row.name, *(f"{rate:.0f}" for rate in row.tokens_per_s.values()), f"{row.error:.1%}") for row in report.divided
     ]
-    quiet = [
-        (str(number + 1), f"{calm * 1000:.0f} ms", f"{noisy * 1000:.0f} ms")
-        for number, (calm, noisy) in enumerate(zip(report.calm_p95_s, report.noisy_p95_s, strict=True))
+    beside = [
+        (f"{row.share:.0%} of its share", f"{row.calm_p95_s * 1000:.0f} ms", f"{row.noisy_p95_s * 1000:.0f} ms")
+        for row in report.beside
     ]
     sections = [
         Section("Two backlogged tenants", "", [Table(("weights", "a, tokens/s", "b, tokens/s", "off by"), divided)]),
-        Section("A quiet tenant's p95", "", [Table(("round", "beside a calm one", "beside a noisy one"), quiet)]),
+        Section("The other's p95", "", [Table(("it asks for", "beside a calm one", "beside a noisy one"), beside)]),
         Section("How it is measured", FAIRNESS),
     ]
     summary = f"One queue for all gives {report.fifo_tokens_per_s:.0f} tokens/s."

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-QUANTUM_TOKENS = 512  # of weight 1 per round; more lets a tenant run longer before the next one's turn
+QUANTUM_TOKENS = (
+    64  # of weight 1 per round; more lets a tenant run longer before the next one's turn, and a short queue run dry
+)
 
 
 class DeficitRoundRobin:

@@ -64,8 +64,9 @@ def test_fairness_is_measured_and_reported(tmp_path: Path, capsys: pytest.Captur
     write_fairness(tmp_path, report)
     assert [row.name for row in report.divided] == ["equal weights", "weights 1 and 3"]
     assert all(rate > 0 for row in report.divided for rate in row.tokens_per_s.values())
-    assert "one queue for all" in capsys.readouterr().out.replace("\n", " ") or report.fifo_tokens_per_s > 0
-    assert "A quiet tenant's p95" in written(tmp_path, "fairness")
+    assert report.fifo_tokens_per_s > 0 and "equal weights" in capsys.readouterr().out
+    assert [row.share for row in report.beside] == [fairness.BUSY, fairness.LIGHT]
+    assert "90% of its share" in written(tmp_path, "fairness")
 
 
 def test_what_one_tenant_got_is_counted_where_it_belongs() -> None:

@@ -124,9 +124,11 @@ def credentials_of(credentials: grpc.ChannelCredentials | None) -> grpc.ChannelC
 
     Raises OSError for a file that cannot be read.
     """
-    ca, certificate, key = (_read_named(variable) for variable in TLS_VARIABLES)
-    if credentials is not None or not (ca or certificate):
+    if credentials is not None:
         return credentials
+    ca, certificate, key = (_read_named(variable) for variable in TLS_VARIABLES)
+    if not (ca or certificate):
+        return None
     return grpc.ssl_channel_credentials(ca, key, certificate)
 
 

@@ -399,6 +399,7 @@ class Adapters:
             moved = replace(record, manifest=adapter.manifest, sizes=self._sizes_of(adapter))
             records = [moved if other is record else other for other in self._registry.records()]
             check_pin(moved, records, self._budgets)
+            check_tenant_pin(moved, records, self._tenants)
 
     def _sizes_of(self, adapter: Adapter) -> Mapping[Tier, int]:
         return {Tier.HOST: adapter.size_bytes, Tier.DEVICE: self._residency.slot_bytes(adapter)}

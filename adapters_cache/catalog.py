@@ -62,6 +62,8 @@ def scan(folders: Sequence[Path]) -> Catalog:
                     _add_setup(catalog, path)
             except AdapterdError as error:
                 log.warning("folder %r is left out: %s", path.name, error.message)
+            except Exception:  # whatever it holds, it keeps no server from starting
+                log.exception("folder %r is left out", path.name)
     return catalog
 
 

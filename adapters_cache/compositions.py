@@ -71,7 +71,7 @@ class Compositions:
     def __init__(self, adapters: Adapters, config: CacheConfig, base: BaseInfo) -> None:
         self._adapters, self._config, self._base = adapters, config, base
         self._fusions: dict[str, FusionFacts] = {}
-        self._fusion_names: dict[str, str] = {}  # own and registered name -> registered name
+        self._fusion_names: dict[str, list[str]] = {}  # own and registered name -> registered names
         self._named: dict[str, Named] = {}
         self._from_folders: set[str] = set()  # of these, the ones that are saved setups
 
@@ -80,22 +80,13 @@ class Compositions:
 
         Raises InvalidInput for a composition that cannot be, or whose name is taken.
         """
-        for name, named in (await self._look()).items():
-            self._add_setup(name, named)
+        await self._look()
         for text in self._config.compositions:
             self._add_named(*named_of(text, self._named))
-        self._adapters.on_change = self._look_again
+        self._adapters.on_change = self._look
 
-    async def _look_again(self) -> None:
-        """Folders have changed. A setup whose name is taken meanwhile is left out, and the others are served."""
-        for name, named in (await self._look()).items():
-            try:
-                self._add_setup(name, named)
-            except InvalidInput as error:
-                log.warning("a saved setup is left out: %s", error.message)
-
-    async def _look(self) -> Mapping[str, Named]:
-        """Take in the fusions and members that folders hold, and forget their setups; give those that are there now."""
+    async def _look(self) -> None:
+        """Take in what folders hold besides adapters. A setup whose name is taken is left out, with a warning."""
         catalog = await asyncio.to_thread(scan, self._config.adapters)
         for name, source in catalog.members.items():
             self._adapters.register(name, source)
@@ -105,17 +96,21 @@ class Compositions:
         for name in self._from_folders:
             del self._named[name]
         self._from_folders = set()
-        return catalog.named
-
-    def _add_setup(self, name: str, named: Named) -> None:
-        self._add_named(name, named)
-        self._from_folders.add(name)
+        for name, named in catalog.named.items():
+            try:
+                self._add_named(name, named)
+            except InvalidInput as error:
+                log.warning("a saved setup is left out: %s", error.message)
+                continue
+            self._from_folders.add(name)
 
     def _add_fusion(self, name: str, facts: FusionFacts) -> None:
         if is_name(name):
             self._fusions[name] = facts
-            self._fusion_names[name] = name
-            self._fusion_names.setdefault(facts.name, name)
+            for known_as in {name, facts.name}:
+                names = self._fusion_names.setdefault(known_as, [])
+                if name not in names:
+                    names.append(name)
 
     def _add_named(self, name: str, named: Named) -> None:
         if name in self._named or self._is_registered(name) or not is_name(name):
@@ -134,7 +129,7 @@ class Compositions:
     def check(self, expression: str, tenant: Tenant = ANYONE) -> None:
         """Raises AdapterNotFound and InvalidInput for what no adapter can answer to this tenant. Loads nothing."""
         tree, _ = self._tree(expression, tenant)
-        for name in self._names(tree):
+        for name in self._names(tree, tenant):
             self._adapters.get(name)
 
     async def ready(
@@ -162,9 +157,9 @@ class Compositions:
         heads = tuple(heads) or own_heads
         leases: dict[str, HostLease] = {}
         try:
-            leases |= await self._lease_all(self._names(tree), key)
+            leases |= await self._lease_all(self._names(tree, tenant), key)
             leases |= await self._lease_all(self._other_heads(heads, leases, tenant), key)
-            target = self._target(tree, leases, heads, skipped)
+            target = self._target(tree, leases, heads, skipped, tenant)
         except BaseException:
             for lease in leases.values():
                 lease.release()
@@ -196,7 +191,7 @@ class Compositions:
                 require_use(tenant, name)
             tree = expanded(tree, self._named)
             for node in fuses(tree):
-                self._require_fusion(node, tenant)
+                self._fusion(node, tenant)
             return tree, ()
         require_use(tenant, expression)
         if expression == BASE:
@@ -205,22 +200,24 @@ class Compositions:
             return named.tree, named.heads
         return Leaf(expression), ()
 
-    def _require_fusion(self, node: Fuse, tenant: Tenant) -> None:
-        if not tenant.may_use(self._fusion(node)):
-            raise _unknown_fusion(str(node.fusion))
-
-    def _names(self, tree: Node | None) -> list[str]:
+    def _names(self, tree: Node | None, tenant: Tenant = ANYONE) -> list[str]:
         """Of every part, each once, as they are registered."""
         if tree is None:
             return []
         members = [str(leaf.adapter) for leaf in leaves(tree)]
-        return list(dict.fromkeys([*members, *(self._fusion(node) for node in fuses(tree))]))
+        return list(dict.fromkeys([*members, *(self._fusion(node, tenant) for node in fuses(tree))]))
 
-    def _fusion(self, node: Fuse) -> str:
+    def _fusion(self, node: Fuse, tenant: Tenant) -> str:
+        """By its folder's name, or by its own among those that the tenant may use: anyone can call a fusion so."""
         name = str(node.fusion)
-        if name not in self._fusion_names:
+        usable = [known for known in self._fusion_names.get(name, ()) if tenant.may_use(known)]
+        if not usable:
             raise _unknown_fusion(name)
-        return self._fusion_names[name]
+        if name in usable or len(usable) == 1:
+            return name if name in usable else usable[0]
+        raise InvalidInput(
+            f"{len(usable)} fusions are called {name[:128]!r}: name a folder, {', '.join(sorted(usable)[:8])}"
+        )
 
     async def _lease_all(self, names: Sequence[str], key: str) -> dict[str, HostLease]:
         """All or none. Several are loaded side by side."""
@@ -246,13 +243,19 @@ class Compositions:
         return [name for name in others if tenant.may_use(name) and self._is_registered(name)]
 
     def _target(
-        self, tree: Node | None, leases: dict[str, HostLease], heads: Sequence[str], skipped: frozenset[int]
+        self,
+        tree: Node | None,
+        leases: dict[str, HostLease],
+        heads: Sequence[str],
+        skipped: frozenset[int],
+        tenant: Tenant,
     ) -> Target:
         adapters = {name: _adapter(lease) for name, lease in leases.items()}
         for leaf in leaves(tree) if tree is not None else ():
             if adapters[str(leaf.adapter)].spec.fusion is not None:
                 raise _is_a_fusion(str(leaf.adapter), adapters[str(leaf.adapter)])
-        fusions = {str(node.fusion): adapters[self._fusion(node)] for node in fuses(tree)} if tree is not None else {}
+        nodes = fuses(tree) if tree is not None else ()
+        fusions = {str(node.fusion): adapters[self._fusion(node, tenant)] for node in nodes}
         return make_target(tree, adapters, fusions, heads, skipped)
 
     # administration
@@ -288,9 +291,9 @@ class Compositions:
         self._require_single(name)
         return self._described(await self._adapters.pin(name, is_pinned))
 
-    def prefetch(self, names: Sequence[str]) -> int:
-        """See `Adapters.prefetch`; of compositions, their parts."""
-        parts = {part: None for name in names for part in self._names(self._tree(name)[0])}
+    def prefetch(self, names: Sequence[str], tenant: Tenant = ANYONE) -> int:
+        """See `Adapters.prefetch`; of compositions, their parts. Raises AdapterNotFound for what it may not use."""
+        parts = {part: None for name in names for part in self._names(self._tree(name, tenant)[0], tenant)}
         return self._adapters.prefetch(list(parts))
 
     async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:

@@ -50,13 +50,15 @@ class _Bucket:
     A full one is enough for any request, so that none is too large to ever come in; the next one waits the longer.
     """
 
+    rate: float
     left: float
     at: float
     counted: int
 
-    def missing_s(self, rate: float, cost: int, counted: int, now: float) -> float:
+    def missing_s(self, cost: int, counted: int, now: float) -> float:
         """Seconds until there is so much to spend again; 0 if there is."""
-        self.left = min(rate * BURST_S, self.left + (now - self.at) * rate) - (counted - self.counted)
+        rate = self.rate
+        self.left = min(rate * BURST_S, self.left + (now - self.at) * rate - (counted - self.counted))
         self.at, self.counted = now, counted
         return max(0.0, min(cost, rate * BURST_S) - self.left) / rate
 
@@ -169,7 +171,7 @@ class Admission:
                 )
 
     def _check_queue(self, tenant: Tenant, total: Held, own: Held, more: int, deadline: float | None) -> None:
-        """Work that waits: no longer than `max_queue_s`; in an overload, than keeps the device busy; than its deadline.
+        """Work that waits: no longer than `max_queue_s` and the deadline; in an overload, what keeps a device busy.
 
         How long is told by what the tenant has inside and by its share of the device, so a crowd waits for itself.
         """
@@ -181,16 +183,16 @@ class Admission:
             ahead = min(float(total.tokens), own.tokens * (tenant.weight + others) / tenant.weight)
         wait_s = ahead / pace.tokens_per_s if pace.tokens_per_s else 0.0
         is_overloaded = self._ledger.since_refused_s() < OVERLOAD_S
-        most_s = self._config.max_queue_s
-        if is_overloaded and pace.tokens_per_s:
-            most_s = min(most_s, pace.busy_tokens / pace.tokens_per_s)
-        if ahead and wait_s + more / pace.tokens_per_s > most_s:
+        if ahead and wait_s + more / pace.tokens_per_s > self._config.max_queue_s:
+            self._ledger.refused()
+            self._refuse(
+                "queue", f"work of {wait_s:.3f} s is waiting, the limit is {self._config.max_queue_s:g} s (max_queue_s)"
+            )
+        if ahead and is_overloaded and own.tokens + more > pace.busy_tokens:
             self._ledger.refused()
             self._refuse(
                 "queue",
-                f"work of {wait_s:.3f} s is waiting, the limit is {most_s:.3f} s"
-                + (" in an overload" if most_s < self._config.max_queue_s else " (max_queue_s)"),
-                after_s=wait_s - most_s,
+                f"in an overload {own.tokens} tokens of this tenant are inside, the limit is {pace.busy_tokens}",
             )
         left_s = deadline - time.monotonic() if deadline is not None else wait_s
         if wait_s > left_s:
@@ -205,8 +207,8 @@ class Admission:
             self._fill_buckets()
         now, counts = time.monotonic(), self._ledger.admitted(tenant.index)
         for (kind, rate), cost, counted in zip(_rates(tenant), (1, num_tokens), counts, strict=True):
-            bucket = self._buckets[tenant.index, kind]
-            if rate and (missing_s := bucket.missing_s(rate, cost, counted, now)):
+            bucket = self._buckets.get((tenant.index, kind))
+            if rate and bucket is not None and (missing_s := bucket.missing_s(cost, counted, now)):
                 self._refuse(
                     "rate",
                     f"tenant {tenant.name!r} has used up its max_{kind}_per_s {rate:g}",
@@ -215,11 +217,14 @@ class Admission:
                 )
 
     def _fill_buckets(self) -> None:
-        """Of tenants that are new here; before any of them has spent anything, for other fronts count too."""
+        """Of tenants and rates that are new here; before anything of it is spent, for other fronts count too."""
         self._generation = self._tenants.generation
         for tenant in self._tenants.all:
             for (kind, rate), counted in zip(_rates(tenant), self._ledger.admitted(tenant.index), strict=True):
-                self._buckets.setdefault((tenant.index, kind), _Bucket(rate * BURST_S, time.monotonic(), counted))
+                known = self._buckets.get((tenant.index, kind))
+                if known is None or known.rate != rate:
+                    fresh = _Bucket(rate, rate * BURST_S, time.monotonic(), counted)
+                    self._buckets[tenant.index, kind] = fresh
 
     def _refuse(self, reason: str, message: str, *, after_s: float = 0.0, limit: str = "") -> None:
         self._metrics.refused(reason)

@@ -57,7 +57,9 @@ class App:
         self._more = more
         self.metrics = Metrics()
         self.totals = Totals(self.metrics)
-        self.tenants = Tenants(read_tenants(Path(config.api.tenants))) if config.api.tenants else Tenants()
+        api = config.api
+        self._tenants_file = Watched([Path(api.tenants)] if api.tenants else [], api.reload_s, self._reload_tenants)
+        self.tenants = Tenants(read_tenants(Path(api.tenants))) if api.tenants else Tenants()
         self.audit = Audit(config.api.audit_log)
         self.failed = asyncio.Event()  # the device answers nothing any more: end the process and start another
         self.grpc_port = 0
@@ -212,9 +214,8 @@ class App:
 
     def _watch_tenants(self, started: AsyncExitStack) -> None:
         if self.config.api.tenants:
-            watched = Watched([Path(self.config.api.tenants)], self.config.api.reload_s, self._reload_tenants)
-            watched.start()
-            started.push_async_callback(watched.stop)
+            self._tenants_file.start()
+            started.push_async_callback(self._tenants_file.stop)
 
     async def _reload_tenants(self) -> None:
         """A file that cannot be read leaves those before."""

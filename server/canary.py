@@ -70,6 +70,9 @@ class Canary:
         except AdapterdError as error:
             log.warning("canary: %s could not be computed again: %s", lease.target.digest, error.message)
             outcome = "failed"
+        except Exception:
+            log.exception("canary: %s could not be compared", lease.target.digest)
+            outcome = "failed"
         finally:
             self._replay = None
             for part in target.parts:
@@ -102,7 +105,12 @@ def _distance(served: BranchOutput, alone: BranchOutput) -> float:
         (served.values, alone.values),
         (served.relations, alone.relations),
     ]
-    distances = [
-        float(np.max(np.abs(a - b) / (1 + np.abs(b)), initial=0.0)) for a, b in pairs if a is not None and b is not None
-    ]
+    distances = [_apart(a, b) for a, b in pairs if not (a is None and b is None)]
     return max(distances) if all(map(np.isfinite, distances)) else float("inf")
+
+
+def _apart(served: NDArray[np.float32] | None, alone: NDArray[np.float32] | None) -> float:
+    """Endless where they are not even of one shape."""
+    if served is None or alone is None or served.shape != alone.shape:
+        return float("inf")
+    return float(np.max(np.abs(served - alone) / (1 + np.abs(alone)), initial=0.0))

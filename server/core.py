@@ -320,6 +320,11 @@ class Sample:
         return self.encoding.num_tokens
 
     @property
+    def num_rows(self) -> int:
+        """Tokens that the last layers compute: each branch of a Parallel has its own."""
+        return self.num_tokens * len(self.target.branches)
+
+    @property
     def digest(self) -> str:
         return self.target.digest
 

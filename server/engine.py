@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from server.canary import Canary
@@ -111,7 +111,7 @@ class Adapters(Protocol):
     async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
     async def unload(self, name: str) -> tuple[int, int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
-    def prefetch(self, names: Sequence[str]) -> int: ...
+    def prefetch(self, names: Sequence[str], tenant: Tenant) -> int: ...
     async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus: ...
 
 
@@ -191,6 +191,7 @@ class LocalEngine:
     # administration
 
     async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page:
+        wanted = replace(wanted, tenant=self._tenants.get(wanted.tenant.name))  # of now
         return self._adapters.list(wanted, after=after, limit=limit)
 
     async def get(self, name: str, tenant: str = ANYONE.name) -> AdapterStatus:
@@ -210,9 +211,7 @@ class LocalEngine:
         return await self._adapters.pin(name, is_pinned)
 
     async def prefetch(self, names: Sequence[str], tenant: str = ANYONE.name) -> int:
-        for name in names:
-            require_use(self._tenants.get(tenant), name)
-        return self._adapters.prefetch(names)
+        return self._adapters.prefetch(names, self._tenants.get(tenant))
 
     async def set_traffic(self, name: str, shares: Mapping[str, int], tenant: str = ANYONE.name) -> AdapterStatus:
         require_own(self._tenants.get(tenant), name)

@@ -26,6 +26,7 @@ from server.ledger import MAX_TENANTS
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 PREFIX = "sha256:"
+WEIGHTS = (0.01, 100.0)  # a turn takes as many rounds as the smallest is small
 UNDECLARED = ("name", "index")
 NOBODY = Tenant("nobody")
 
@@ -124,8 +125,9 @@ def _tenant(name: str, table: Any) -> Tenant:
     values["credentials"] = tuple(_credential(name, text) for text in values.get("credentials", ()))
     if not values["credentials"] and not values.get("subjects"):
         raise InvalidInput(f"tenant {name!r} has neither credentials nor subjects: nobody could call as it")
-    if values.get("weight", 1.0) <= 0:
-        raise InvalidInput(f"tenant {name!r}: weight {values['weight']:g} must be more than 0")
+    least, most = WEIGHTS
+    if not least <= values.get("weight", 1.0) <= most:
+        raise InvalidInput(f"tenant {name!r}: weight {values['weight']:g} must be from {least:g} to {most:g}")
     return Tenant(name=name, **values)
 
 

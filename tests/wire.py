@@ -44,7 +44,7 @@ async def serve_inference_port(infer: Infer, note: Note = lambda metadata: None)
 
     config = ApiConfig(max_inputs_per_request=4, max_requests_per_batch=8)
     service = v1.DESCRIPTOR.services_by_name["Inference"]
-    servicer = Noting(FakePipeline(infer), config, Metrics())
+    servicer = Noting(FakePipeline(infer), config, Metrics(), lambda context: ANYONE)
     async with serve_handlers(service_handler(service, servicer, lambda context: ANYONE)) as port:
         yield port
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from adapterd.v1 import adapters_pb2 as v1
-from server.api.convert import to_name
+from server.api.convert import MAX_NAME_CHARS, to_name
 from server.api.handlers import Context
 from server.api.publish import Publisher
 from server.audit import Audit
@@ -17,6 +17,7 @@ from server.primitives import Task
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_PREFETCHED = 1000
+MAX_SHARES = 16
 
 TASKS: dict[str, v1.Task] = {
     Task.EMBEDDING.value: v1.TASK_EMBEDDING,
@@ -108,6 +109,8 @@ class AdaptersServicer:
         self, message: v1.SetTrafficRequest, context: Context, tenant: Tenant
     ) -> v1.SetTrafficResponse:
         shares = {share.digest: share.percent for share in message.shares}
+        if len(message.shares) > MAX_SHARES or any(len(digest) > MAX_NAME_CHARS for digest in shares):
+            raise InvalidInput(f"{len(message.shares)} shares: {MAX_SHARES} are the limit, and a digest is 64 digits")
         if not shares or len(shares) != len(message.shares):
             raise InvalidInput("shares have to name at least one version, and each once")
         with self._audit.action(tenant, "SetTraffic", message.name, shares=shares):

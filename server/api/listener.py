@@ -77,7 +77,7 @@ class Listener:
         """
         host, gate = self._config.host, self._gate
         server = grpc.aio.server(options=_options(self._config, shared))
-        inference = InferenceServicer(self._pipeline, self._config, self._metrics)
+        inference = InferenceServicer(self._pipeline, self._config, self._metrics, gate.caller)
         engine, folder = self._pipeline.engine, self._config.publish_folder
         publisher = Publisher(
             engine,

@@ -15,11 +15,14 @@ from adapters_cache.registry import is_name
 from server.api.convert import to_name
 from server.audit import Audit
 from server.core import ANYONE, BASE, AdapterStatus, BaseInfo, Tenant, Tier
-from server.errors import AdapterNotFound, InvalidInput, TooLarge
+from server.errors import AdapterNotFound, InvalidInput, Overloaded, TooLarge
 from server.folders import folder_beside, put_in_place
 from server.tenants import require_own
 
 MAX_FILES = 100
+MAX_PUBLISHING = 8  # at a time, by all callers of this process
+MAX_CHECKING = 2  # of those, in threads that others need too
+SETUP_CONFIG = "adapter_setup.json"
 LOCK = ".publish.lock"
 
 
@@ -41,6 +44,9 @@ class Publisher:
     ) -> None:
         self._engine, self._folder, self._max_bytes, self._base = engine, folder, max_bytes, base
         self._audit = audit
+        self._num_publishing = 0
+        self._checking = asyncio.Semaphore(MAX_CHECKING)
+        self._swapping = asyncio.Lock()  # so that one thread at most waits for the lock of the folder
 
     async def publish(
         self, messages: AsyncIterator[v1.PublishRequest], tenant: Tenant = ANYONE
@@ -60,7 +66,13 @@ class Publisher:
             raise InvalidInput(f"{name!r} cannot be the name of a published adapter")
         with self._audit.action(tenant, "Publish", name):
             require_own(tenant, name)
-            return await self._publish(first, messages, name, tenant.name)
+            if self._num_publishing >= MAX_PUBLISHING:
+                raise Overloaded(f"{self._num_publishing} adapters are being published, the limit", retry_after_s=5.0)
+            self._num_publishing += 1
+            try:
+                return await self._publish(first, messages, name, tenant.name)
+            finally:
+                self._num_publishing -= 1
 
     async def _publish(
         self, first: v1.PublishRequest, messages: AsyncIterator[v1.PublishRequest], name: str, tenant: str
@@ -72,7 +84,8 @@ class Publisher:
             await self._load_other(name, tenant)
         with folder_beside(into) as aside:
             await self._receive(first, messages, aside)
-            await asyncio.to_thread(_check, aside, name, self._base)
+            async with self._checking:
+                await asyncio.to_thread(_check, aside, name, self._base)
             swap = asyncio.create_task(self._swap(name, aside, into, percent, tenant))
             try:
                 return await asyncio.shield(swap)
@@ -90,7 +103,7 @@ class Publisher:
             await self._engine.load(name, tenant)
 
     async def _swap(self, name: str, aside: Path, into: Path, percent: int, tenant: str) -> tuple[AdapterStatus, str]:
-        async with _alone(into.parent):
+        async with self._swapping, _alone(into.parent):
             was_there = await asyncio.to_thread(put_in_place, aside, into)
             try:
                 return await self._engine.load(name, tenant, percent)
@@ -151,12 +164,15 @@ async def _with(first: v1.PublishRequest, rest: AsyncIterator[v1.PublishRequest]
 
 
 def _opened(folder: Path, path: str) -> BinaryIO:
-    """A new file at a relative path. Raises InvalidInput for one that leads out of the folder, or is hidden."""
+    """A new file at a relative path.
+
+    Raises InvalidInput for one that leads out of the folder, is hidden, or would make it a composition of others.
+    """
     parts = PurePosixPath(path).parts
     if (
         not 1 <= len(parts) <= 2
         or len(path) > 200
-        or any(part.startswith((".", "/")) for part in parts)
+        or any(part.startswith((".", "/")) or part == SETUP_CONFIG for part in parts)
         or "\\" in path
     ):
         raise InvalidInput(f"{path[:100]!r} is not the path of a file of an adapter: NAME or HEAD/NAME")

@@ -11,7 +11,7 @@ import grpc
 
 from adapterd.v1 import inference_pb2 as v1
 from server.api.convert import to_request, to_response
-from server.api.handlers import Context
+from server.api.handlers import Caller, Context
 from server.api.status import as_adapterd_error, code_of, to_status
 from server.api.stream import answer_stream
 from server.config import ApiConfig
@@ -29,7 +29,8 @@ class Pipeline(Protocol):
 class InferenceServicer:
     """The RPCs of `adapterd.v1.Inference`, named as in the proto."""
 
-    def __init__(self, pipeline: Pipeline, config: ApiConfig, metrics: Metrics) -> None:
+    def __init__(self, pipeline: Pipeline, config: ApiConfig, metrics: Metrics, caller: Caller) -> None:
+        self._caller = caller
         self._pipeline = pipeline
         self._config = config
         self._metrics = metrics
@@ -57,12 +58,20 @@ class InferenceServicer:
         deadline = deadline_of(context)
 
         async def answer(message: v1.PredictStreamRequest) -> v1.PredictStreamResponse:
-            outcome = await self._outcome("PredictStream", message.request, _earlier(deadline, message), tenant)
+            outcome = await self._streamed(message, deadline, context)
             if outcome.HasField("error"):
                 return v1.PredictStreamResponse(id=message.id, error=outcome.error)
             return v1.PredictStreamResponse(id=message.id, response=outcome.response)
 
         await answer_stream(messages, answer, context.write)
+
+    async def _streamed(self, message: v1.PredictStreamRequest, deadline: float | None, context: Context) -> v1.Outcome:
+        """One message of a stream, which may outlive the right to send it."""
+        try:
+            tenant = self._caller(context)
+        except AdapterdError as error:
+            return v1.Outcome(error=to_status(error))
+        return await self._outcome("PredictStream", message.request, _earlier(deadline, message), tenant)
 
     async def _outcome(
         self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Awaitable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,21 +116,35 @@ def run_until_signal(config: ServerConfig) -> None:
 async def _serve(config: ServerConfig) -> None:
     from server.app import App
     from server.memory import settled
-    from server.restart import start_again
+    from server.restart import back_off_s, bury_children, start_again
     from training.service import services
 
+    bury_children()
     stop = stop_signal()
     app = App(config, services)
     await app.start()
-    try:
-        with settled():
-            waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if app.failed.is_set():  # only a new process gets the device again
-            await asyncio.sleep(FAULT_LINGER_S)
-            start_again()
-    finally:
-        await app.stop()
+    with settled():
+        await _first(stop.wait(), app.failed.wait())
+    if not app.failed.is_set():
+        stopping = asyncio.create_task(app.stop())
+        await _first(asyncio.shield(stopping), app.failed.wait())
+        if stopping.done():
+            return await stopping
+    # Only a new process gets the device again, and nothing here would end by itself.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FAULT_LINGER_S + (0.0 if stop.is_set() else back_off_s())):
+            await stop.wait()
+    if stop.is_set():
+        os._exit(1)
+    start_again()
+
+
+async def _first(*waits: Awaitable[object]) -> None:
+    """Until one of them is over; the others are not waited for any more."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 def stop_signal() -> asyncio.Event:

@@ -108,8 +108,13 @@ class Supervisor:
                 self._totals.put(number, snapshot)
 
         front = FrontProcess({**self._handlers, "counted": counted})
-        await front.start(replace(setup, tenants=self._tenants.all))
+        try:
+            await front.start(replace(setup, tenants=self._tenants.all))
+        except BaseException:
+            self._ledger.forget(number)
+            raise
         self._fronts[number] = front
+        front.tell("set_tenants", self._tenants.all)  # they may have changed meanwhile
         log.info("front=%d pid=%d takes calls", number, front.pid)
 
     async def _keep(self, setup: Setup) -> None:

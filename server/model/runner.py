@@ -244,8 +244,9 @@ def _is_finite(branches: Sequence[BranchOutput]) -> bool:
 
 
 def _not_finite(sample: Sample) -> NonFinite:
-    names = ", ".join(part.manifest.name for part in sample.target.parts) or "the base"
-    return NonFinite(f"{names} gave NaN or Inf for this input; its weights overflow, train it again or in float32")
+    # without names: adapters of one content are one here, whoever asks for them
+    what = ("the base", "this adapter", "this composition")[min(2, len(sample.target.parts))]
+    return NonFinite(f"{what} gives NaN or Inf for this input; its weights overflow, train it again or in float32")
 
 
 def _known(error: Exception) -> AdapterdError:

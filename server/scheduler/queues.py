@@ -83,12 +83,12 @@ class Queue:
 
     def next(self) -> Sample | None:
         """What the tenant whose turn it is has to go next; it stays in the queue."""
-        tenant = self._turns.turn(lambda tenant: self._by_tenant[tenant].next().num_tokens)
+        tenant = self._turns.turn(lambda tenant: self._by_tenant[tenant].next().num_rows)
         return None if tenant is None else self._by_tenant[tenant].next()
 
     def take(self, sample: Sample) -> None:
         """Remove `sample` for a batch; its tenant pays for it."""
-        self._turns.charge(sample.tenant, sample.num_tokens)
+        self._turns.charge(sample.tenant, sample.num_rows)
         self._by_tenant[sample.tenant].taken()
         self.remove(sample)
 

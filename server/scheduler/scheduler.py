@@ -24,10 +24,10 @@ from server.errors import (
 from server.ledger import Pace
 from server.metrics import Metrics
 from server.scheduler.fairness import DeficitRoundRobin
+from server.scheduler.forming import Budget, Forming
 from server.scheduler.quarantine import Quarantine
 from server.scheduler.queues import Queue
 
-UNMEASURED_BATCH_TOKENS = 4096  # where nobody measured
 MAX_RUNNING = 2  # one batch computes, the next waits at the runner, which takes them one after the other
 BUSY_BATCHES = 3  # full ones: two that run, and one that waits while they do
 RATE_SHARE = 0.2  # of the newest batch, in what is known of the device's pace
@@ -74,12 +74,13 @@ class Scheduler:
         self._turns = DeficitRoundRobin(weight_of=weight_of)
         self._queue = Queue(self._turns)
         self._quarantine = Quarantine(time.monotonic)
-        self._budget = _Budget(config)
+        self._budget = Budget(config)
         self._rate = 0.0  # tokens/s, of the last batches
         self._fault: DeviceFault | None = None
         self._blocked: Sample | None = None  # the one for which there was no slot
         self._running: dict[Batch, asyncio.Task[None]] = {}
         self._tainted: dict[Batch, set[str]] = {}  # running; digests whose slots may not have been written before
+        self._written: dict[Batch, set[str]] = {}  # running in parts; digests whose slots hold their adapter by now
 
         self._is_stopping = True
         self._is_woken = False
@@ -180,7 +181,7 @@ class Scheduler:
 
     def _form(self) -> Batch | None:
         """The next batch, with a slot for each of its adapters; None if nothing can run now."""
-        batch = _Forming(self._config.max_batch_samples, self._budget.tokens)
+        batch = Forming(self._config.max_batch_samples, self._budget.tokens)
         while (sample := self._queue.next()) and batch.has_room(sample):
             if _is_dead(sample):
                 self._expire(sample)
@@ -191,9 +192,14 @@ class Scheduler:
                 if batch.samples:
                     self._join(batch)
                 break
-        return Batch(batch.samples, batch.leases) if batch.samples else None
+        if not batch.samples:
+            return None
+        # Slots that a batch was to write which is being run in parts: it may not have come to them.
+        late = {digest for other, written in self._written.items() for digest in other.unwritten - written}
+        fresh = {digest for digest, lease in batch.leases.items() if lease.is_fresh}
+        return Batch(batch.samples, batch.leases, frozenset(fresh | late & batch.leases.keys()))
 
-    def _lease(self, sample: Sample, batch: _Forming) -> bool:
+    def _lease(self, sample: Sample, batch: Forming) -> bool:
         """Get every part of the target of `sample` a slot, or none.
 
         If one cannot have a slot at all, everybody waiting for this target hears so.
@@ -219,14 +225,14 @@ class Scheduler:
         """There is no room for every part of `sample` now; what it got is given back."""
         _give_back(gained)  # this may wake us, so what is blocked is said afterwards
         if gained and is_alone:
-            parts = ", ".join(part.manifest.name for part in sample.target.parts)
-            message = f"{parts} do not fit on the device together; raise cache.device_bytes or unpin some adapters"
+            number = len(sample.target.parts)
+            message = f"the {number} parts do not fit on the device together; raise device_bytes or unpin some adapters"
             self._fail(self._queue.waiting_for(sample.digest), Overloaded(message, retry_after_s=5.0))
         else:
             self._blocked = sample
         return False
 
-    def _join(self, batch: _Forming) -> None:
+    def _join(self, batch: Forming) -> None:
         """Fill up with samples whose adapter has a slot in this batch; a blocked sample loses nothing by that."""
         for sample in self._queue.waiting():
             if not batch.has_leases(sample):
@@ -264,6 +270,8 @@ class Scheduler:
         self._taint(batch)
         if len(batch.samples) == 1:
             return [error]
+        if batch in self._running:
+            self._written[batch] = written
         if isinstance(error, OutOfDeviceMemory):
             self._budget.lower(batch.num_tokens)
         self._metrics.batch_split()
@@ -274,7 +282,8 @@ class Scheduler:
     async def _run_once(self, batch: Batch) -> tuple[Sequence[Outcome], AdapterdError | None]:
         """Outcomes, or why there are none: not raised, for a traceback's frames would hold the tensors that failed."""
         try:
-            async with asyncio.timeout(self._config.batch_timeout_s):
+            # the runner takes one after the other
+            async with asyncio.timeout(self._config.batch_timeout_s * len(self._running)):
                 outcomes = await self._run(batch)
         except DeviceFault:
             raise
@@ -299,12 +308,16 @@ class Scheduler:
         if self._fault is None:
             self._fault = fault
             self._fail(self._queue.waiting(), fault)
+            for batch in self._running:
+                for sample in batch.samples:
+                    _resolve(sample, fault)
             self._on_fault(fault)
 
     def _end(self, batch: Batch, outcomes: Sequence[Outcome], written: set[str]) -> None:
         """Answer the samples of a batch and give its slots back."""
         del self._running[batch]
         self._tainted.pop(batch, None)
+        self._written.pop(batch, None)
         for sample, outcome in zip(batch.samples, outcomes, strict=True):
             if isinstance(outcome, DeadlineExceeded):  # the runner left it out of the pass
                 self._count_dropped(is_late=not sample.reply.done() or _is_late(sample))
@@ -335,50 +348,6 @@ class Scheduler:
             self._quarantine.answered(_key(sample))
         elif isinstance(outcome, Internal | NonFinite):
             self._quarantine.failed(_key(sample), outcome.message)
-
-
-class _Budget:
-    """Tokens of a batch: what the configuration says, and less for a while after the device ran out of memory."""
-
-    def __init__(self, config: SchedulerConfig) -> None:
-        self._most = config.max_batch_tokens or UNMEASURED_BATCH_TOKENS
-        self.tokens = self._most
-
-    def lower(self, failed_tokens: int) -> None:
-        self.tokens = max(1, min(self.tokens, failed_tokens // 2))
-
-    def grow(self) -> None:
-        if self.tokens < self._most:
-            self.tokens = min(self._most, self.tokens + max(1, self._most // 100))
-
-
-class _Forming:
-    """A batch that is still open."""
-
-    def __init__(self, max_samples: int, max_tokens: int) -> None:
-        self._max_samples, self._max_tokens = max_samples, max_tokens
-        self.samples: list[Sample] = []
-        self.leases: dict[str, SlotLease] = {}
-        self.num_tokens = 0
-
-    def add(self, sample: Sample) -> None:
-        self.samples.append(sample)
-        self.num_tokens += _rows(sample)
-
-    def has_leases(self, sample: Sample) -> bool:
-        return all(part.digest in self.leases for part in sample.target.parts)
-
-    def has_room(self, sample: Sample) -> bool:
-        """The first sample always fits: one that is longer than the budget runs alone."""
-        if not self.samples:
-            return True
-        fits = self.num_tokens + _rows(sample) <= self._max_tokens and len(self.samples) < self._max_samples
-        return fits and not (sample.rides_alone or self.samples[0].rides_alone)
-
-
-def _rows(sample: Sample) -> int:
-    """Tokens that the last layers compute for a sample: each branch of a Parallel has its own."""
-    return sample.num_tokens * len(sample.target.branches)
 
 
 def _part(batch: Batch, samples: list[Sample]) -> Batch:

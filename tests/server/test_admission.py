@@ -244,6 +244,32 @@ async def test_what_a_crowd_has_waiting_keeps_nobody_else_out(metrics: Metrics) 
     assert not all(outcomes[:20]) and outcomes[20]
 
 
+@pytest.mark.parametrize("front", [0, 1])
+async def test_a_rate_is_whole_again_after_a_rest_on_whatever_front_it_was_spent(
+    metrics: Metrics, front: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("server.admission.time.monotonic", lambda: now)
+    (a,) = tenants = declared(Tenant("a", max_requests_per_s=10.0))
+    shared = Ledger.create(2)
+    fronts = [make_admission(metrics, tenants, Ledger.open(shared.fd, 2, number)) for number in (0, 1)]
+    for _ in range(100):
+        now += 0.1
+        assert await admitted(fronts[0], [asking(a)]) == [True]
+    now += 1.0
+    assert sum([(await admitted(fronts[front], [asking(a)]))[0] for _ in range(20)]) == 10
+    shared.close()
+
+
+async def test_a_rate_that_is_declared_later_counts_from_then_on(metrics: Metrics) -> None:
+    tenants = Tenants([Tenant("a")])
+    admission = Admission(ApiConfig(), metrics, make_base(), tenants)
+    for _ in range(50):
+        await admitted(admission, [asking(tenants.get("a"))])
+    tenants.replace([Tenant("a", max_requests_per_s=3.0)])
+    assert sum([(await admitted(admission, [asking(tenants.get("a"))]))[0] for _ in range(9)]) == 3
+
+
 async def test_work_that_cannot_make_its_deadline_is_refused_at_once(metrics: Metrics) -> None:
     ledger = Ledger.local()
     ledger.set_pace(Pace(tokens_per_s=100, weights=1.0, busy_tokens=1000))

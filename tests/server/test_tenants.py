@@ -34,7 +34,7 @@ def test_what_is_left_out_has_no_limit_and_no_right(tmp_path: Path) -> None:
         (f'[acme]\ncredentials = ["{HASH}"]\nadaptors = ["a"]', "unknown key 'adaptors'; known: adapters, shared"),
         ('[acme]\ncredentials = ["secret"]', "not sha256: and 64 hex digits"),
         ('[acme]\ncredentials = "sha256:00"', "is not a list of texts"),
-        ('[acme]\nsubjects = ["x"]\nweight = 0', "weight 0 must be more than 0"),
+        ('[acme]\nsubjects = ["x"]\nweight = 0', "weight 0 must be from 0.01 to 100"),
         ('[acme]\nsubjects = ["x"]\nweight = -1.0', "must be a finite number, 0 or more"),
         ('[acme]\nsubjects = ["x"]\nweight = nan', "must be a finite number, 0 or more"),
         ('[acme]\nsubjects = ["x"]\nmax_pins = 1.5', "is not a whole number"),

@@ -234,7 +234,7 @@ async def test_a_cancelled_call_is_counted_by_its_cause(remaining_s: float | Non
         return make_reply(request)
 
     metrics = Metrics()
-    servicer = InferenceServicer(FakePipeline(infer), ApiConfig(), metrics)
+    servicer = InferenceServicer(FakePipeline(infer), ApiConfig(), metrics, lambda context: ANYONE)
     call: Any = Call(remaining_s)
     task = asyncio.create_task(servicer.Predict(request_of("a", "x"), call, ANYONE))
     await started.wait()
@@ -249,5 +249,7 @@ async def test_our_own_error_is_raised_as_it_is() -> None:
 
     call: Any = Call(None)
     with pytest.raises(AdapterNotFound) as caught:
-        await InferenceServicer(FakePipeline(infer), ApiConfig(), Metrics()).Predict(request_of("a", "x"), call, ANYONE)
+        await InferenceServicer(FakePipeline(infer), ApiConfig(), Metrics(), lambda context: ANYONE).Predict(
+            request_of("a", "x"), call, ANYONE
+        )
     assert caught.value.__cause__ is None

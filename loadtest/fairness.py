@@ -28,6 +28,7 @@ class Plan:
     warm_up_s: float = 10.0
     window_s: float = 10.0
     rounds: int = 3
+    noise: float = NOISE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ class FairnessReport:
                 at_most(f"{row.name}: tokens off their shares in {self.plan.window_s:g} s", row.error, TOLERANCE)
                 for row in self.divided
             ),
-            at_most(f"p95 of a tenant beside one at {NOISE:g} x its share / at its share", growth, P95_GROWTH),
+            at_most(
+                f"p95 of a tenant beside one at {self.plan.noise:g} x its share / at its share", growth, P95_GROWTH
+            ),
             at_least("tokens/s of tenants / of one queue for all", work / self.fifo_tokens_per_s, FIFO_SHARE),
         )
 
@@ -86,7 +89,7 @@ def run(plan: Plan, command: str) -> FairnessReport:
         with crowd(plan.base, SHARES["equal weights"]) as server:
             for number, share in enumerate(shares):
                 bar.update(task, advance=1, description=f"a tenant at {share:g} of its share")
-                calm, noisy = (_p95(server, plan, per_s, noise, share, number) for noise in (1.0, NOISE))
+                calm, noisy = (_p95(server, plan, per_s, noise, share, number) for noise in (1.0, plan.noise))
                 report.beside.append(Beside(share, calm, noisy))
         bar.update(task, advance=1, description="one queue for all, again")
         with crowd(plan.base, {}) as server:

@@ -59,7 +59,7 @@ def test_the_edge_of_a_quantile_is_of_what_came_between() -> None:
 
 
 def test_fairness_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = fairness.run(fairness.Plan(BASE, seconds=1.5, warm_up_s=0.5, window_s=1.5, rounds=1), "command")
+    report = fairness.run(fairness.Plan(BASE, seconds=1.0, warm_up_s=0.3, window_s=1.0, rounds=1, noise=4.0), "command")
     print_figures(report)
     write_fairness(tmp_path, report)
     assert [row.name for row in report.divided] == ["equal weights", "weights 1 and 3"]

@@ -6,15 +6,12 @@ import asyncio
 import os
 import platform
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -25,19 +22,23 @@ from rich.progress import Progress
 from adapterd import AsyncClient, Error
 from loadtest import faults
 from loadtest.bench import machine
-from loadtest.deployment import publish
+from loadtest.chaos_stage import (
+    CALM_S,
+    LIMIT_S,
+    NUM_ADAPTERS,
+    NUM_CALLERS,
+    TIMEOUT_S,
+    TOKENS,
+    Calls,
+    Material,
+    asking,
+    calm,
+    client_of,
+    made,
+    running,
+)
 from loadtest.figures import Figure, at_most
-from loadtest.fleet.material import save_small_base
-from server.config import ModelConfig
-from server.model.base import load_base
 
-NUM_ADAPTERS, NUM_CALLERS = 12, 6
-TOKENS = [list(range(5, 21))]
-CALM_S = 1.5  # before a fault, and without a failure until it is over
-LIMIT_S = 60.0
-LOAD_TIMEOUT_S = 1.0
-TIMEOUT_S = 20.0  # of a call
-NO_MORE: Mapping[str, str] = {}
 FAKETIME = Path(f"/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1")
 NOTHING_LOST = "nothing is lost"
 IN_THE_AIR = "what is in the air gets UNAVAILABLE"
@@ -94,7 +95,7 @@ def run(plan: Plan, command: str) -> ChaosReport:
     if unknown := set(names) - FAULTS.keys():
         raise SystemExit(f"unknown faults {', '.join(unknown)}; known: {', '.join(FAULTS)}")
     rows = []
-    with _material() as material, Progress(transient=True) as bar:
+    with made() as material, Progress(transient=True) as bar:
         task = bar.add_task("", total=len(names))
         for name in names:
             bar.update(task, description=name)
@@ -103,182 +104,24 @@ def run(plan: Plan, command: str) -> ChaosReport:
     return ChaosReport(machine("cpu", "float32"), command, plan, rows)
 
 
-# material
-
-
-@dataclass(frozen=True, slots=True)
-class Material:
-    folder: Path
-    names: tuple[str, ...]
-
-
-@contextmanager
-def _material() -> Iterator[Material]:
-    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
-        folder = Path(name)
-        save_small_base(folder / "base")
-        base = load_base(ModelConfig(base=str(folder / "base"), dtype="float32"))
-        yield Material(folder, tuple(path.name for path in publish(base, folder / "adapters", NUM_ADAPTERS)))
-
-
-class Process:
-    """A server on a port that stays the same, started again when it ends, until `stop`."""
-
-    def __init__(
-        self, material: Material, *options: str, module: str = "server", environment: Mapping[str, str] = NO_MORE
-    ) -> None:
-        self._environment = {**os.environ, **environment}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
-        self.faults = Path(tempfile.mkdtemp(dir=material.folder))
-        self._command = [
-            *(sys.executable, "-m", module, "serve", "--base", str(material.folder / "base"), "--dtype", "float32"),
-            *("--adapters", str(material.folder / "adapters"), "--batch-tokens", "1024"),
-            *("--port", str(self.port), "--http-port", "0", "--set", f"cache.load_timeout_s={LOAD_TIMEOUT_S}"),
-            *options,
-        ]
-        self._keeper: asyncio.Task[None] | None = None
-        self.process: asyncio.subprocess.Process | None = None
-        self.is_kept = True
-
-    @property
-    def address(self) -> str:
-        return f"localhost:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    async def start(self) -> None:
-        await self._spawn()
-        self._keeper = asyncio.create_task(self._keep())
-
-    async def _spawn(self) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *self._command, stderr=subprocess.DEVNULL, env=self._environment | {faults.VARIABLE: str(self.faults)}
-        )
-
-    async def _keep(self) -> None:
-        while True:
-            assert self.process is not None
-            await self.process.wait()
-            if not self.is_kept:
-                return
-            await self._spawn()
-
-    async def stop(self) -> None:
-        self.is_kept = False
-        if self.process is not None and self.process.returncode is None:
-            self.process.terminate()
-            await self.process.wait()
-        if self._keeper is not None:
-            await self._keeper
-
-
-# callers
-
-
-@dataclass(slots=True)
-class Calls:
-    """What became of calls, and when the last one failed."""
-
-    num_answered: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    last_failure: float = 0.0
-    is_over: bool = False
-
-    def failed(self, error: Error) -> None:
-        self.failures[f"{error.code.name} {error.reason}".strip()] += 1
-        self.last_failure = time.monotonic()
-
-    @property
-    def num_failed(self) -> int:
-        return sum(self.failures.values())
-
-
-async def _ask(connect: Callable[[], AsyncClient], names: Sequence[str], calls: Calls, every: int = 0) -> None:
-    """Without pause, until `calls.is_over`.
-
-    every   calls on one connection; 0: all
-    """
-    while not calls.is_over:
-        async with connect() as client:
-            number = 0
-            while not calls.is_over and (number < every or not every):
-                number += 1
-                try:
-                    await client.predict(names[number % len(names)], tokens=TOKENS, timeout=TIMEOUT_S)
-                    calls.num_answered += 1
-                except Error as error:
-                    calls.failed(error)
-                    await asyncio.sleep(0.02)
-
-
-@asynccontextmanager
-async def _asking(
-    server: Process, names: Sequence[str], connect: Callable[[], AsyncClient] | None = None, every: int = 0
-) -> AsyncIterator[Calls]:
-    calls = Calls()
-    connect = connect or (lambda: _client(server))
-    tasks = [asyncio.create_task(_ask(connect, names, calls, every)) for _ in range(NUM_CALLERS)]
-    try:
-        await asyncio.sleep(CALM_S)
-        assert not calls.failures, calls.failures
-        yield calls
-    finally:
-        calls.is_over = True
-        await asyncio.gather(*tasks)
-
-
-def _client(server: Process) -> AsyncClient:
-    return AsyncClient(server.address, max_retries=0)
-
-
-async def _calm(calls: Calls, since: float) -> float:
-    """Wait until no call has failed for a while; seconds from `since` to the last that did."""
-    async with asyncio.timeout(LIMIT_S):
-        while time.monotonic() - max(calls.last_failure, since) < CALM_S:
-            await asyncio.sleep(0.05)
-    return max(0.0, calls.last_failure - since)
-
-
-@asynccontextmanager
-async def _server(
-    material: Material, *options: str, module: str = "server", environment: Mapping[str, str] = NO_MORE
-) -> AsyncIterator[Process]:
-    server = Process(material, *options, module=module, environment=environment)
-    await server.start()
-    try:
-        if "--tls-certificate" not in options:
-            async with AsyncClient(server.address) as client:
-                await client.wait_ready(LIMIT_S)
-                for name in material.names:
-                    await client.load(name)
-        yield server
-    finally:
-        await server.stop()
-
-
 # faults
 
 Result = tuple[str, float, Calls]
 
 
 async def _engine_killed(material: Material) -> Result:
-    async with _server(material) as server, _asking(server, material.names) as calls:
+    async with running(material) as server, asking(server, material.names) as calls:
         began = time.monotonic()
         os.kill(server.pid, signal.SIGKILL)
-        return IN_THE_AIR, await _calm(calls, began), calls
+        return IN_THE_AIR, await calm(calls, began), calls
 
 
 async def _front_killed(material: Material) -> Result:
-    async with _server(material, "--frontends", "2") as server, _asking(server, material.names) as calls:
+    async with running(material, "--frontends", "2") as server, asking(server, material.names) as calls:
         children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
         began = time.monotonic()
         os.kill(int(children[0]), signal.SIGKILL)
-        return IN_THE_AIR, await _calm(calls, began), calls
+        return IN_THE_AIR, await calm(calls, began), calls
 
 
 async def _disk_full(material: Material) -> Result:
@@ -286,7 +129,7 @@ async def _disk_full(material: Material) -> Result:
     disk = Path(tempfile.mkdtemp(dir=material.folder))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True)
     try:
-        async with _server(material, "--disk", str(disk)) as server, _asking(server, material.names) as calls:
+        async with running(material, "--disk", str(disk)) as server, asking(server, material.names) as calls:
             with suppress(OSError), (disk / "filler").open("wb") as filler:
                 while True:
                     filler.write(bytes(1 << 16))
@@ -301,7 +144,7 @@ async def _disk_full(material: Material) -> Result:
                     await client.unload(name)
                     await client.load(name)
                 assert all([adapter.disk_bytes async for adapter in client.list()])
-            return NOTHING_LOST, await _calm(calls, began), calls
+            return NOTHING_LOST, await calm(calls, began), calls
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -312,9 +155,9 @@ async def _disk_stalled(material: Material) -> Result:
     disk = Path(tempfile.mkdtemp(dir=material.folder))
     options = ("--disk", str(disk), "--set", "cache.idle_ttl_s=1")
     async with (
-        _server(material, *options, module="loadtest.faults") as server,
-        _asking(server, others) as calls,
-        _client(server) as client,
+        running(material, *options, module="loadtest.faults") as server,
+        asking(server, others) as calls,
+        client_of(server) as client,
     ):
         await _cooled(client, cold)
         (server.faults / faults.STALL).touch()
@@ -327,9 +170,9 @@ async def _origin_down(material: Material) -> Result:
     origin, aside = material.folder / "adapters", material.folder / "adapters.away"
     options = ("--set", "cache.idle_ttl_s=1", "--set", "cache.watch_s=0.5")
     async with (
-        _server(material, *options) as server,
-        _asking(server, others) as calls,
-        _client(server) as client,
+        running(material, *options) as server,
+        asking(server, others) as calls,
+        client_of(server) as client,
     ):
         await _cooled(client, cold)
         origin.rename(aside)
@@ -361,7 +204,7 @@ async def _own_callers_only(calls: Calls, client: AsyncClient, cold: str, mend: 
                 break
             await asyncio.sleep(0.05)
     recovered = time.monotonic() - began
-    await _calm(calls, began)
+    await calm(calls, began)
     calls.failures[told] += 0
     return OTHERS_GO_ON, recovered, calls
 
@@ -376,14 +219,14 @@ async def _clock_jump(material: Material) -> Result:
     environment["FAKETIME_CACHE_DURATION"] = "1"
     environment |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
     async with (
-        _server(material, environment=environment) as server,
-        _asking(server, material.names) as calls,
+        running(material, environment=environment) as server,
+        asking(server, material.names) as calls,
     ):
         began = time.monotonic()
         for seconds in ("+86400", "-86400"):
             clock.write_text(f"{seconds}\n")
             await asyncio.sleep(1.0 + CALM_S)  # the file is read every second
-        return NOTHING_LOST, await _calm(calls, began), calls
+        return NOTHING_LOST, await calm(calls, began), calls
 
 
 async def _certificate_rotated(material: Material) -> Result:
@@ -401,7 +244,7 @@ async def _certificate_rotated(material: Material) -> Result:
     issue()
     files = ("--tls-certificate", str(folder / "chain.pem"), "--tls-key", str(folder / "key.pem"))
     credentials = grpc.ssl_channel_credentials(ca.cert_pem.bytes())
-    async with _server(material, *files, "--set", "api.reload_s=0.2") as server:
+    async with running(material, *files, "--set", "api.reload_s=0.2") as server:
 
         def connect() -> AsyncClient:
             return AsyncClient(server.address, credentials=credentials, max_retries=0)
@@ -410,25 +253,25 @@ async def _certificate_rotated(material: Material) -> Result:
             await client.wait_ready(LIMIT_S)
             for name in material.names:
                 await client.load(name)
-        async with _asking(server, material.names, connect, every=5) as calls:
+        async with asking(server, material.names, connect, every=5) as calls:
             began = time.monotonic()
             for _ in range(3):
                 issue()
                 await asyncio.sleep(0.5)
             (folder / "chain.pem").write_text("broken")
             await asyncio.sleep(0.5)
-            return NOTHING_LOST, await _calm(calls, began), calls
+            return NOTHING_LOST, await calm(calls, began), calls
 
 
 async def _terminated(material: Material) -> Result:
     """Callers watch its health and stop when it stops serving. Recovered: it has ended, with code 0."""
-    async with _server(material, "--set", "api.lame_duck_s=0.5") as server, AsyncExitStack() as stack:
+    async with running(material, "--set", "api.lame_duck_s=0.5") as server, AsyncExitStack() as stack:
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(4)]
         for watch in watches:
             await watch.read()
-        async with _asking(server, material.names) as calls:
+        async with asking(server, material.names) as calls:
             server.is_kept = False
             began = time.monotonic()
             os.kill(server.pid, signal.SIGTERM)

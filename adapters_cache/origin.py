@@ -20,13 +20,14 @@ from adapters_cache.formats.setups import SETUP_CONFIG, is_setup
 from adapters_cache.registry import is_name
 from adapters_cache.sources import FolderSource, Registry, RegistrySource, Source, stamp_of
 from adapters_cache.workers import Workers
-from server.errors import AdapterNotFound, AdapterRefused, InvalidInput
+from server.errors import AdapterNotFound, AdapterRefused, InvalidInput, Unavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 HUB = "hub:"
 ENVELOPES = (ADAPTER_CONFIG, HEAD_CONFIG, FUSION_CONFIG)
 LISTED = 100_000  # adapters of a registry
+MAX_READS = 5  # of a folder whose files change while they are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,18 +189,26 @@ class Origin:
         known: Failure | None,
         on_begin: Callable[[], None],
     ) -> Reading[T]:
+        """Files are read one after the other: of a folder that was replaced in between, some may be of either."""
         on_begin()
-        stamp = source.stamp()
-        if known is not None and known.stamp == stamp:
-            return Reading(stamp, known.error)
-        try:
-            with source.opened() as folder:
-                checkpoint = read_checkpoint(
-                    folder, name=name, max_bytes=self._max_bytes, pickle_timeout_s=self._pickle_timeout_s
-                )
-                return Reading(stamp, build(checkpoint))
-        except AdapterRefused as error:
-            return Reading(stamp, error)
+        for _ in range(MAX_READS):
+            edition, stamp = source.edition(), source.stamp()
+            if known is not None and known.stamp == stamp:
+                return Reading(stamp, known.error)
+            try:
+                found: T | AdapterRefused = self._built(source, name, build)
+            except AdapterRefused as error:
+                found = error
+            if source.edition() == edition:
+                return Reading(stamp, found)
+        raise Unavailable(f"the files of adapter {name!r} changed whenever they were read; try again later")
+
+    def _built(self, source: Source, name: str, build: Callable[[Checkpoint], T]) -> T:
+        with source.opened() as folder:
+            checkpoint = read_checkpoint(
+                folder, name=name, max_bytes=self._max_bytes, pickle_timeout_s=self._pickle_timeout_s
+            )
+            return build(checkpoint)
 
 
 def _full(place: str, name: str) -> str:

@@ -29,6 +29,9 @@ class Source(Protocol):
     def stamp(self) -> str:
         """Tells one content from another without reading it; empty where there is none."""
 
+    def edition(self) -> object:
+        """Equal before and after a read: nothing was put in place or written meanwhile. Finer than a stamp."""
+
     def opened(self) -> AbstractContextManager[Path]:
         """A local folder with its files."""
 
@@ -63,6 +66,13 @@ class FolderSource:
         except OSError:
             return ""
 
+    def edition(self) -> object:
+        """The folder itself too: files that are put back have the times that they had."""
+        try:
+            return os.stat(self.path).st_ino, self.stamp()
+        except OSError:
+            return None
+
     @contextmanager
     def opened(self) -> Iterator[Path]:
         yield self.path
@@ -82,6 +92,9 @@ class RegistrySource:
         return self.address
 
     def stamp(self) -> str:
+        return self.revision
+
+    def edition(self) -> object:
         return self.revision
 
     @contextmanager

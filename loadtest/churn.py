@@ -76,6 +76,7 @@ class Seen:
     wrong: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     unexpected: Counter[str] = field(default_factory=Counter)
+    wrong_rows: list[str] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     memory_mib: list[tuple[float, float]] = field(default_factory=list)
 
@@ -220,8 +221,22 @@ class _World:
             self._seen.answers += 1
             for number, output in zip(numbers, computed.outputs, strict=True):
                 self._seen.rows += 1
-                self._seen.wrong += not self._is_right(name, computed.answerer.digest, number, output)
+                if not self._is_right(name, computed.answerer.digest, number, output):
+                    self._seen.wrong += 1
+                    self._seen.wrong_rows.append(self._told(name, computed.answerer.digest, number, output))
             await asyncio.sleep(0)
+
+    def _told(self, name: str, digest: str, number: int, output: SampleOutput) -> str:
+        """Of a wrong row, what leads to its cause."""
+        owner = next((other for other, digests in self._digests.items() if digest in digests), "nobody's")
+        off = "no reference"
+        if digest in self._wanted:
+            off = f"{np.abs(output.branches[0].values - self._wanted[digest][number]).max():.3g} off"
+        batch = output.batch
+        return (
+            f"{name}: digest {digest[:12]} of {owner}, text {number}, {off}, {output.branches[0].values.tolist()},"
+            f" batch {batch.id} of {batch.num_samples} samples and {batch.num_adapters} adapters"
+        )
 
     def _expected(self, name: str) -> tuple[str, ...]:
         """Reasons of errors that an adapter gives by itself."""

@@ -31,6 +31,7 @@ def print_report(report: ChurnReport) -> None:
     markdown.print_figures(report.figures)
     for text, count in report.seen.unexpected.most_common(5):
         print(f"{count} x {text}")
+    print("\n".join(report.seen.wrong_rows[:20]))
 
 
 def write_report(folder: Path, report: ChurnReport) -> None:

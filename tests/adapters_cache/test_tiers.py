@@ -17,6 +17,7 @@ from make_adapters import HEADS, make_adapter
 
 from adapters_cache import origin
 from adapters_cache.adapters import Adapters
+from adapters_cache.formats import adapterhub
 from adapters_cache.residency import Residency
 from adapters_cache.sharing.artefact import describe
 from adapters_cache.sharing.folder import FolderRegistry
@@ -727,3 +728,39 @@ async def test_a_pin_that_grew_while_its_adapter_was_unloaded_is_dropped_and_nob
     make_adapter(folder / "a", base, seed=0, head=HEADS[0])
     await adapters.load("a")
     await adapters.pin("a", True)
+
+
+async def test_a_folder_that_is_replaced_while_it_is_read_is_never_served_half_and_half(
+    start: Start, folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = set()
+    for seed in (3, 4):
+        replace_whole(folder / "a", base, seed)
+        whole.add(await digest_of(await start(disk_path=""), "a"))
+    replace_whole(folder / "a", base, 3)
+    read_adapter, replaced = adapterhub._read_adapter, []
+
+    def read_and_replace(*arguments: Any) -> Any:
+        adapter = read_adapter(*arguments)
+        if not replaced:  # between the adapter and its head
+            replaced.append(1)
+            replace_whole(folder / "a", base, 4)
+        return adapter
+
+    monkeypatch.setattr(adapterhub, "_read_adapter", read_and_replace)
+    assert await digest_of(await start(disk_path=""), "a") in whole and replaced
+
+
+async def test_files_that_change_whenever_they_are_read_are_given_up(
+    start: Start, folder: Path, base: BaseInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, seeds = origin.read_checkpoint, iter(range(100))
+
+    def read_and_replace(path: Path, **options: Any) -> Any:
+        replace_whole(folder / "a", base, next(seeds))
+        return read(path, **options)
+
+    monkeypatch.setattr(origin, "read_checkpoint", read_and_replace)
+    adapters = await start(disk_path="")
+    with pytest.raises(Unavailable, match="changed whenever they were read"):
+        await adapters.ready("a")

@@ -29,6 +29,7 @@ from server.folders import folder_beside, put_in_place
 from server.metrics import Metrics
 
 Start = Callable[..., Awaitable[Adapters]]
+TAGS = {"head_type": "tagging", "num_labels": 3}
 
 
 class Slots:
@@ -91,10 +92,10 @@ async def digest_of(adapters: Adapters, name: str, key: str = "") -> str:
         return lease.adapter.digest
 
 
-def replace_whole(path: Path, base: BaseInfo, seed: int) -> None:
+def replace_whole(path: Path, base: BaseInfo, seed: int, head: Any = HEADS[0]) -> None:
     """As `push`, `pull` and `Publish` do."""
     with folder_beside(path) as aside:
-        make_adapter(aside, base, seed=seed, head=HEADS[0], name=path.name)
+        make_adapter(aside, base, seed=seed, head=head, name=path.name)
         put_in_place(aside, path)
 
 
@@ -735,16 +736,16 @@ async def test_a_folder_that_is_replaced_while_it_is_read_is_never_served_half_a
 ) -> None:
     whole = set()
     for seed in (3, 4):
-        replace_whole(folder / "a", base, seed)
+        replace_whole(folder / "a", base, seed, TAGS)
         whole.add(await digest_of(await start(disk_path=""), "a"))
-    replace_whole(folder / "a", base, 3)
+    replace_whole(folder / "a", base, 3, TAGS)
     read_adapter, replaced = adapterhub._read_adapter, []
 
     def read_and_replace(*arguments: Any) -> Any:
         adapter = read_adapter(*arguments)
         if not replaced:  # between the adapter and its head
             replaced.append(1)
-            replace_whole(folder / "a", base, 4)
+            replace_whole(folder / "a", base, 4, TAGS)
         return adapter
 
     monkeypatch.setattr(adapterhub, "_read_adapter", read_and_replace)

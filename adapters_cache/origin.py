@@ -18,7 +18,7 @@ from adapters_cache.formats.checkpoint import Checkpoint
 from adapters_cache.formats.fusions import FUSION_CONFIG
 from adapters_cache.formats.setups import SETUP_CONFIG, is_setup
 from adapters_cache.registry import is_name
-from adapters_cache.sources import FolderSource, Registry, RegistrySource, Source, stamp_of
+from adapters_cache.sources import GONE, FolderSource, Registry, RegistrySource, Source, stamp_of
 from adapters_cache.workers import Workers
 from server.errors import AdapterNotFound, AdapterRefused, InvalidInput, Unavailable
 
@@ -192,14 +192,15 @@ class Origin:
         """Files are read one after the other: of a folder that was replaced in between, some may be of either."""
         on_begin()
         for _ in range(MAX_READS):
-            edition, stamp = source.edition(), source.stamp()
+            edition = source.edition()
+            stamp = edition[0]
             if known is not None and known.stamp == stamp:
                 return Reading(stamp, known.error)
             try:
                 found: T | AdapterRefused = self._built(source, name, build)
             except AdapterRefused as error:
                 found = error
-            if source.edition() in (edition, None):  # or it is gone by now, which nobody reads again
+            if source.edition() in (edition, GONE):  # or it is gone by now, which nobody reads again
                 return Reading(stamp, found)
         raise Unavailable(f"the files of adapter {name!r} changed whenever they were read; try again later")
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+GONE = ("", 0)  # the edition of what is not there
+
 
 class Registry(Protocol):
     """The part of `adapters_cache.sharing`'s registries that is read from."""
@@ -29,8 +31,8 @@ class Source(Protocol):
     def stamp(self) -> str:
         """Tells one content from another without reading it; empty where there is none."""
 
-    def edition(self) -> object:
-        """Equal before and after a read: nothing was put in place or written meanwhile. Finer than a stamp."""
+    def edition(self) -> tuple[str, int]:
+        """The stamp, and what else tells whether anything was put in place or written during a read."""
 
     def opened(self) -> AbstractContextManager[Path]:
         """A local folder with its files."""
@@ -66,12 +68,12 @@ class FolderSource:
         except OSError:
             return ""
 
-    def edition(self) -> object:
+    def edition(self) -> tuple[str, int]:
         """The folder itself too: files that are put back have the times that they had."""
         try:
-            return os.stat(self.path).st_ino, self.stamp()
+            return self.stamp(), os.stat(self.path).st_ino
         except OSError:
-            return None
+            return GONE
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
@@ -94,8 +96,8 @@ class RegistrySource:
     def stamp(self) -> str:
         return self.revision
 
-    def edition(self) -> object:
-        return self.revision
+    def edition(self) -> tuple[str, int]:
+        return self.revision, 0
 
     @contextmanager
     def opened(self) -> Iterator[Path]:

@@ -49,6 +49,7 @@ async def asked_meanwhile(client: AsyncClient) -> AsyncIterator[None]:
             assert {name: await logits(client, name) for name in NEIGHBOURS} == before
             if is_over.is_set():  # once more than there was to load
                 return
+            await asyncio.sleep(0.005)  # one core has to do for all of it
 
     async with asyncio.TaskGroup() as group:
         group.create_task(ask())

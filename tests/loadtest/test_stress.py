@@ -58,6 +58,7 @@ def test_the_edge_of_a_quantile_is_of_what_came_between() -> None:
     assert edge_of(series(5, 5, 5), series(5, 5, 5), 0.99) == 0
 
 
+@pytest.mark.slow  # five servers; what it shares with overload runs above
 def test_fairness_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = fairness.run(fairness.Plan(BASE, seconds=1.0, warm_up_s=0.3, window_s=1.0, rounds=1, noise=4.0), "command")
     print_figures(report)

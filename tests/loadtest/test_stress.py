@@ -28,7 +28,7 @@ def written(folder: Path, name: str) -> str:
 
 
 def test_overload_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = overload.run(overload.Plan(BASE, seconds=0.5, warm_up_s=0.5), "command")
+    report = overload.run(overload.Plan(BASE, seconds=2.0, warm_up_s=0.5), "command")
     print_figures(report)
     write_overload(tmp_path, report)
     assert [row.factor for row in report.rows] == [1, 2, 5, 10] and report.saturated_per_s > 10

@@ -31,8 +31,8 @@ def test_overload_is_measured_and_reported(tmp_path: Path, capsys: pytest.Captur
     report = overload.run(overload.Plan(BASE, seconds=2.0, warm_up_s=0.5), "command")
     print_figures(report)
     write_overload(tmp_path, report)
-    assert [row.factor for row in report.rows] == [1, 2, 5, 10] and report.saturated_per_s > 10
-    assert all(row.answered_per_s > 0 and row.memory_mib > 50 and math.isfinite(row.p99_s) for row in report.rows)
+    assert [row.factor for row in report.rows] == [1, 2, 5, 10] and report.saturated_per_s > 0
+    assert report.rows[0].answered_per_s > 0 and all(row.memory_mib > 50 for row in report.rows)
     assert "goodput" in capsys.readouterr().out and "10x" in written(tmp_path, "overload")
     assert (tmp_path / "overload.png").exists()
 

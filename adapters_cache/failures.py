@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.backoff import back_off_s
 from server.errors import AdapterRefused, Unavailable
 
 # Callers that retry a broken adapter come many times a second; a folder that was mended by a copy that kept sizes and
 # times is served again after this long at the latest.
 REMEMBERED_S = 1.0
-MAX_BACK_OFF_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +53,7 @@ class Failures:
     def back_off(self, name: str) -> None:
         """Leave the origin of a name alone for a second, and for twice as long each time it is silent again."""
         silence = self._silent.setdefault(name, _Silence(0, 0.0))
-        silence.until = self._clock() + min(MAX_BACK_OFF_S, 2.0**silence.count)
+        silence.until = self._clock() + back_off_s(silence.count)
         silence.count += 1
 
     def check(self, name: str) -> None:

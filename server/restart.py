@@ -9,19 +9,21 @@ import time
 from contextlib import suppress
 from typing import NoReturn
 
+from server.backoff import back_off_s
+
 VARIABLE = "ADAPTERD_FAULTS"  # in a row, for the process that comes after this one
 CALM_S = 300.0  # a process that lived so long starts the count anew
-MAX_WAIT_S = 60.0
 STARTED = time.monotonic()
 
 log = logging.getLogger("adapterd")
 
 
-def back_off_s() -> float:
+def wait_s() -> float:
     """What to wait before: nothing after the first fault; after faults in a row the longer, a minute at most."""
-    wait_s = min(MAX_WAIT_S, 2.0 ** min(_num_before(), 6) - 1)
-    log.critical("starting again in %g s, fault %d in a row", wait_s, _num_before() + 1)
-    return wait_s
+    num_before = _num_before()
+    seconds = back_off_s(num_before) if num_before else 0.0
+    log.critical("starting again in %g s, fault %d in a row", seconds, num_before + 1)
+    return seconds
 
 
 def start_again() -> NoReturn:

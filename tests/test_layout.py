@@ -18,15 +18,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.primitives", "server.config", "server.composition"),
     ("server.core", "server.expression"),
     (
+        "server.backoff",
         "server.metrics",
         "server.memory",
         "server.folders",
         "server.threads",
         "server.ledger",
         "server.watched",
-        "server.restart",
     ),
-    ("server.totals", "server.tenants", "server.audit"),
+    ("server.totals", "server.tenants", "server.audit", "server.restart"),
     (
         "server.admission",
         "server.tokenizer",

@@ -116,7 +116,7 @@ def run_until_signal(config: ServerConfig) -> None:
 async def _serve(config: ServerConfig) -> None:
     from server.app import App
     from server.memory import settled
-    from server.restart import back_off_s, bury_children, start_again
+    from server.restart import bury_children, start_again, wait_s
     from training.service import services
 
     bury_children()
@@ -132,7 +132,7 @@ async def _serve(config: ServerConfig) -> None:
             return await stopping
     # Only a new process gets the device again, and nothing here would end by itself.
     with suppress(TimeoutError):
-        async with asyncio.timeout(FAULT_LINGER_S + (0.0 if stop.is_set() else back_off_s())):
+        async with asyncio.timeout(FAULT_LINGER_S + (0.0 if stop.is_set() else wait_s())):
             await stop.wait()
     if stop.is_set():
         os._exit(1)

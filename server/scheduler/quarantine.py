@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.backoff import back_off_s
 from server.errors import Quarantined
 
-MAX_BACK_OFF_S = 60.0
 MAX_KEYS = 4096
 FREE = 2  # failures in a row that may be an input's fault
 Key = tuple[str, str]
@@ -47,7 +47,7 @@ class Quarantine:
         failing = self._failing.setdefault(key, _Failing(0, 0.0, message))
         failing.count, failing.message = failing.count + 1, message
         if failing.count > FREE:
-            failing.until = self._clock() + min(MAX_BACK_OFF_S, 2.0 ** (failing.count - FREE - 1))
+            failing.until = self._clock() + back_off_s(failing.count - FREE - 1)
         if len(self._failing) > MAX_KEYS:
             del self._failing[next(iter(self._failing))]
 

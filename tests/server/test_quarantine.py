@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from server.backoff import MAX_S
 from server.errors import Quarantined
-from server.scheduler.quarantine import FREE, MAX_BACK_OFF_S, MAX_KEYS, Quarantine
+from server.scheduler.quarantine import FREE, MAX_KEYS, Quarantine
 
 KEY = ("tenant", "digest")
 
@@ -43,7 +44,14 @@ def test_each_further_failure_costs_twice_as_long_up_to_a_minute(clock: Clock) -
         waits.append(left(quarantine))
         clock.now += waits[-1]
         assert left(quarantine) == 0
-    assert waits[FREE:] == [1, 2, 4, 8, 16, 32, *[MAX_BACK_OFF_S] * 3]
+    assert waits[FREE:] == [1, 2, 4, 8, 16, 32, *[MAX_S] * 3]
+
+
+def test_a_thousand_failures_in_a_row_still_cost_a_minute(clock: Clock) -> None:
+    quarantine = Quarantine(clock)
+    for _ in range(2000):
+        quarantine.failed(KEY, "bad")
+    assert left(quarantine) == MAX_S
 
 
 def test_an_answer_ends_it(clock: Clock) -> None:

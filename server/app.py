@@ -23,6 +23,7 @@ from server.api.listener import Listener
 from server.audit import Audit
 from server.canary import Canary
 from server.config import SchedulerConfig, ServerConfig, is_loopback
+from server.difference import tolerance_of
 from server.engine import Engine, LocalEngine
 from server.errors import DeviceFault, InvalidInput
 from server.fronts.supervisor import Supervisor
@@ -33,7 +34,7 @@ from server.model.calibration import calibrate_runner
 from server.model.runner import Runner
 from server.model.slots import SlotBank
 from server.pipeline import Pipeline
-from server.probe import Prober, load_plain, tolerance_of
+from server.probe import Prober, load_plain
 from server.scheduler.scheduler import Scheduler
 from server.tenants import Tenants, read_tenants
 from server.threads import run_alone

@@ -13,10 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from server.core import Adapter, BranchOutput, Encoding, Pooling, Sample, SampleOutput, Target, TargetLease
+from server.core import Adapter, Encoding, Pooling, Sample, SampleOutput, Target, TargetLease
+from server.difference import difference
 from server.errors import AdapterdError
 from server.metrics import Metrics
 
@@ -81,7 +79,7 @@ class Canary:
         self._metrics.canary_done(outcome)
 
     def _compare(self, target: Target, served: SampleOutput, alone: SampleOutput) -> str:
-        distance = max(_distance(a, b) for a, b in zip(served.branches, alone.branches, strict=True))
+        distance = difference(served, alone)
         if distance <= self._tolerance:
             return "same"
         log.critical(
@@ -98,19 +96,3 @@ def _anew(target: Target) -> Target:
 
 def _renamed(part: Adapter) -> Adapter:
     return replace(part, manifest=replace(part.manifest, digest=f"canary-{part.digest}"))
-
-
-def _distance(served: BranchOutput, alone: BranchOutput) -> float:
-    pairs: list[tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]] = [
-        (served.values, alone.values),
-        (served.relations, alone.relations),
-    ]
-    distances = [_apart(a, b) for a, b in pairs if not (a is None and b is None)]
-    return max(distances) if all(map(np.isfinite, distances)) else float("inf")
-
-
-def _apart(served: NDArray[np.float32] | None, alone: NDArray[np.float32] | None) -> float:
-    """Endless where they are not even of one shape."""
-    if served is None or alone is None or served.shape != alone.shape:
-        return float("inf")
-    return float(np.max(np.abs(served - alone) / (1 + np.abs(alone)), initial=0.0))

@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from adapters_cache.adapters import Adapters
 from adapters_cache.compositions import Compositions
 from adapters_cache.residency import Residency
@@ -26,7 +23,6 @@ from server.core import (
     Adapter,
     BaseInfo,
     Batch,
-    BranchOutput,
     Encoding,
     Pooling,
     Sample,
@@ -36,6 +32,7 @@ from server.core import (
     TokenInput,
     target_of,
 )
+from server.difference import difference
 from server.errors import AdapterdError, AdapterRefused
 from server.metrics import Metrics
 from server.model.base import Base, load_base
@@ -105,11 +102,6 @@ def load_plain(model: ModelConfig) -> Plain:
     return Plain(load_base(replace(model, backend="reference")))
 
 
-def tolerance_of(dtype: str) -> float:
-    """What rounding explains, where nobody says otherwise: of |difference| / (1 + |plain|)."""
-    return 1e-3 if dtype == "float32" else 0.1
-
-
 class Prober:
     """Tries targets on the engine that serves.
 
@@ -130,7 +122,7 @@ class Prober:
         wanted = [await self._plain.answer(_sample(encoding, target)) for encoding in encodings]
         alone = [await self._engine.submit(_sample(encoding, target)) for encoding in encodings]
         got = [*alone, *await self._mixed(target)]
-        error = float(np.max([_difference(one, other) for one, other in zip(got, wanted * 2, strict=True)]))
+        error = max(difference(one, other) for one, other in zip(got, wanted * 2, strict=True))
         if not error <= self._tolerance:
             raise NotProven(
                 f"{name!r} differs from its plain forward pass by {error:.3g}, the tolerance is {self._tolerance:g};"
@@ -177,20 +169,6 @@ def _splits(node: Node | None) -> Iterator[Split]:
 def _sample(encoding: Encoding, target: Target) -> Sample:
     reply = asyncio.get_running_loop().create_future()
     return Sample(encoding, target, Pooling.MEAN, reply, deadline=None, return_hidden=True)
-
-
-def _difference(got: SampleOutput, want: SampleOutput) -> float:
-    pairs = zip(got.branches, want.branches, strict=True)
-    errors = [_distance(a, b) for own, plain in pairs for a, b in zip(_arrays(own), _arrays(plain), strict=True)]
-    return float(np.max(errors))
-
-
-def _arrays(output: BranchOutput) -> list[NDArray[np.float32]]:
-    return [a for a in (output.values, output.relations, output.hidden, output.pooler) if a is not None]
-
-
-def _distance(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
-    return float(np.max(np.abs(got - want) / (1 + np.abs(want)), initial=0.0))
 
 
 # without a server

@@ -66,8 +66,9 @@ def run(
 
 
 def _prove(adapter: str, model: ModelConfig, adapters: Path | None, tolerance: float) -> None:
+    from server.difference import tolerance_of
     from server.errors import InvalidInput
-    from server.probe import NotProven, probe, tolerance_of
+    from server.probe import NotProven, probe
 
     if adapters is None:
         raise InvalidInput("--adapter needs --adapters, a folder whose sub-folders are adapters")

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from server.config import ApiConfig
 from server.core import BaseInfo, Input, Parameters, Request, Tenant, TextInput
@@ -82,7 +83,6 @@ class Admission:
         self._limits = Held(config.max_in_flight, config.max_in_flight_tokens, config.max_in_flight_bytes)
         self._buckets: dict[tuple[int, str], _Bucket] = {}
         self._generation = 0  # of the tenants that have buckets
-        self._num_in_flight = 0
         self._is_draining = False
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -90,7 +90,7 @@ class Admission:
 
     @property
     def num_in_flight(self) -> int:
-        return self._num_in_flight
+        return self._ledger.own_requests
 
     @property
     def is_draining(self) -> bool:
@@ -110,12 +110,12 @@ class Admission:
             self._metrics.tenant_refused(request.tenant.name)
             raise
         place = Place(self._ledger, request.tenant.index, num_tokens, request.size_bytes)
-        self._count(+1)
+        self._note()
         try:
             yield place
         finally:
             place.leave()
-            self._count(-1)
+            self._note()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse newcomers from now on; True once nobody is inside, False if that took longer than `timeout_s`."""
@@ -177,18 +177,16 @@ class Admission:
         """
         pace = self._ledger.pace
         if not pace.tokens_per_s or not own.tokens:
-            ahead = 0.0
-        else:
-            others = max(0.0, pace.weights - tenant.weight)
-            ahead = min(float(total.tokens), own.tokens * (tenant.weight + others) / tenant.weight)
-        wait_s = ahead / pace.tokens_per_s if pace.tokens_per_s else 0.0
+            return
+        ahead = min(total.tokens, own.tokens * max(pace.weights, tenant.weight) / tenant.weight)
+        wait_s = ahead / pace.tokens_per_s
         is_overloaded = self._ledger.since_refused_s() < OVERLOAD_S
-        if ahead and wait_s + more / pace.tokens_per_s > self._config.max_queue_s:
+        if wait_s + more / pace.tokens_per_s > self._config.max_queue_s:
             self._ledger.refused()
             self._refuse(
                 "queue", f"work of {wait_s:.3f} s is waiting, the limit is {self._config.max_queue_s:g} s (max_queue_s)"
             )
-        if ahead and is_overloaded and own.tokens + more > pace.busy_tokens:
+        if is_overloaded and own.tokens + more > pace.busy_tokens:
             self._ledger.refused()
             self._refuse(
                 "queue",
@@ -226,16 +224,16 @@ class Admission:
                     fresh = _Bucket(rate, rate * BURST_S, time.monotonic(), counted)
                     self._buckets[tenant.index, kind] = fresh
 
-    def _refuse(self, reason: str, message: str, *, after_s: float = 0.0, limit: str = "") -> None:
+    def _refuse(self, reason: str, message: str, *, after_s: float = 0.0, limit: str = "") -> NoReturn:
         self._metrics.refused(reason)
         retry_after_s = max(MIN_RETRY_AFTER_S, after_s)
         metadata = {"limit": limit} if limit else {}
         raise Overloaded(f"{message}; try again in {retry_after_s:.3g} s", retry_after_s=retry_after_s, **metadata)
 
-    def _count(self, change: int) -> None:
-        self._num_in_flight += change
-        self._metrics.in_flight(self._num_in_flight)
-        if self._num_in_flight:
+    def _note(self) -> None:
+        """Somebody came in, or left."""
+        self._metrics.in_flight(self.num_in_flight)
+        if self.num_in_flight:
             self._is_empty.clear()
         else:
             self._is_empty.set()

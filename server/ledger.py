@@ -43,6 +43,8 @@ class Pace:
 class Ledger:
     """Counters by tenant, for each front its own: front i alone writes its cells, so there is no lock.
 
+    What is shared beside them is written whole: the pace by the engine, the time of a refusal by whoever refused last.
+
     Limits are for the whole server, wherever its connections end. Fronts that admit in the same microsecond may exceed
     one by a request each. `front` is who writes here.
     """

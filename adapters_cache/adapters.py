@@ -27,9 +27,8 @@ from adapters_cache.host import HostLease, HostTier
 from adapters_cache.index import Index, restore
 from adapters_cache.loader import Loader
 from adapters_cache.origin import Listed, Listing, Origin
-from adapters_cache.pins import check_pin
+from adapters_cache.pins import check_pin, check_tenant_pin
 from adapters_cache.prefetch import Prefetcher
-from adapters_cache.quotas import check_tenant_pin
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from adapters_cache.sources import FolderSource, Source

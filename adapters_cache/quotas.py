@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
-from adapters_cache.registry import Record
 from server.core import Tenant, Tier
-from server.errors import Overloaded, TooLarge
+from server.errors import TooLarge
 from server.tenants import Tenants
-
-RETRY_AFTER_S = 5.0  # unpinning is a person's work
 
 
 class Quotas:
@@ -59,29 +55,3 @@ class Quotas:
 
 def limit_of(tenant: Tenant, tier: Tier) -> int:
     return {Tier.HOST: tenant.host_bytes, Tier.DEVICE: tenant.device_bytes}.get(tier, 0)
-
-
-def check_tenant_pin(record: Record, records: Iterable[Record], tenants: Tenants) -> None:
-    """Raises Overloaded if, with `record` pinned too, its tenant would have pinned more than it may."""
-    owner = tenants.owner_of(record.name)
-    if owner is None:
-        return
-    pinned = [other for other in records if (other.is_pinned or other is record) and _is_of(other, owner, tenants)]
-    if owner.max_pins and len(pinned) > owner.max_pins:
-        raise Overloaded(
-            f"{len(pinned) - 1} adapters of tenant {owner.name!r} are pinned, max_pins is {owner.max_pins}; unpin some",
-            retry_after_s=RETRY_AFTER_S,
-        )
-    for tier in (Tier.HOST, Tier.DEVICE):
-        limit, size_bytes = limit_of(owner, tier), sum(other.sizes.get(tier, 0) for other in pinned)
-        if limit and size_bytes > limit:
-            raise Overloaded(
-                f"with {record.name!r} pinned, tenant {owner.name!r} would have {size_bytes} bytes pinned, its"
-                f" {tier.value}_bytes is {limit}; unpin some",
-                retry_after_s=RETRY_AFTER_S,
-            )
-
-
-def _is_of(record: Record, owner: Tenant, tenants: Tenants) -> bool:
-    other = tenants.owner_of(record.name)
-    return other is not None and other.name == owner.name

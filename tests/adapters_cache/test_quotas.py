@@ -8,7 +8,7 @@ import pytest
 from fakes import make_adapter
 
 from adapters_cache.books import Books, Entry
-from adapters_cache.quotas import check_tenant_pin
+from adapters_cache.pins import check_tenant_pin
 from adapters_cache.registry import Record
 from adapters_cache.sources import FolderSource
 from server.core import Tenant, Tier

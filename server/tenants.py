@@ -135,6 +135,7 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
     if hint == tuple[str, ...]:
         if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
             return tuple(value)
+        raise InvalidInput(f"{key} is not a list of texts")  # and what it is may be a token
     elif hint is bool:
         if isinstance(value, bool):
             return value
@@ -146,7 +147,7 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
 
 
 def _words(hint: Any) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "a list of texts")
+    return {bool: "true or false", int: "a whole number", float: "a number"}[hint]
 
 
 def _credential(name: str, text: str) -> str:

@@ -53,9 +53,10 @@ def test_a_file_that_cannot_be_meant_is_refused_with_the_reason(tmp_path: Path, 
     assert message in caught.value.message and str(tmp_path) not in caught.value.message
 
 
-def test_no_secret_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['["a-plain-token"]', '"a-plain-token"', '{ token = "a-plain-token" }'])
+def test_no_secret_is_told(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        read(tmp_path, '[acme]\ncredentials = ["a-plain-token"]')
+        read(tmp_path, f"[acme]\ncredentials = {text}")
     assert "a-plain-token" not in caught.value.message
 
 

@@ -22,7 +22,7 @@ from server.tenants import require_own
 MAX_FILES = 100
 MAX_PUBLISHING = 8  # at a time, by all callers of this process
 MAX_CHECKING = 2  # of those, in threads that others need too
-SETUP_CONFIG = "adapter_setup.json"
+SETUP_CONFIG = "adapter_setup.json"  # as adapters_cache.formats.setups calls it, which brings torch along
 LOCK = ".publish.lock"
 
 

@@ -20,11 +20,14 @@ EVERYBODY = "everybody"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """warm_up_s   of each load; what happens in it is not counted: an overload begins with a queue that fills"""
+    """warm_up_s   of each load; what happens in it is not counted: an overload begins with a queue that fills
+    frontends   processes of their own that talk to callers; 0: the one that computes does
+    """
 
     base: str = "bert-base"
     seconds: float = 40.0
     warm_up_s: float = 15.0
+    frontends: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class OverloadReport:
 
 
 def run(plan: Plan, command: str) -> OverloadReport:
-    with crowd(plan.base, {}) as server, Progress(transient=True) as bar:
+    settings = [f"api.frontends={plan.frontends}"] if plan.frontends else []
+    with crowd(plan.base, {}, settings=settings) as server, Progress(transient=True) as bar:
         task = bar.add_task("saturation", total=len(FACTORS) + 1)
         saturated = _saturated(server, plan)
         rows = []

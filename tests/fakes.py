@@ -197,6 +197,7 @@ class FakeRun:
     error      fails every batch
     errors     fail single batches, by their number in order of arrival
     error_of   an error for one sample, or None to answer it
+    compute_s  that a batch is said to have taken
     """
 
     def __init__(self) -> None:
@@ -204,6 +205,7 @@ class FakeRun:
         self.error: BaseException | None = None
         self.errors: dict[int, BaseException] = {}
         self.error_of: Callable[[Sample], AdapterdError | None] = lambda sample: None
+        self.compute_s = 0.002
         self.gate = asyncio.Event()
         self.gate.set()
         self.num_running = 0
@@ -221,7 +223,7 @@ class FakeRun:
             await self.gate.wait()
             if error := self.errors.get(number, self.error):
                 raise error
-            return [self.error_of(sample) or self.output(batch, sample) for sample in batch.samples]
+            return [self.error_of(sample) or self.output(batch, sample, self.compute_s) for sample in batch.samples]
         finally:
             self.num_running -= 1
 
@@ -231,7 +233,7 @@ class FakeRun:
             await self._has_started.wait_for(lambda: len(self.batches) >= num_batches)
 
     @staticmethod
-    def output(batch: Batch, sample: Sample) -> SampleOutput:
+    def output(batch: Batch, sample: Sample, compute_s: float = 0.002) -> SampleOutput:
         """One number: the tokens of the sample, so that a mixed-up answer shows."""
         info = BatchInfo(batch.id, len(batch.samples), batch.num_tokens, batch.num_adapters)
-        return SampleOutput((BranchOutput(np.array([sample.num_tokens], np.float32)),), info, 0.001, 0.002)
+        return SampleOutput((BranchOutput(np.array([sample.num_tokens], np.float32)),), info, 0.001, compute_s)

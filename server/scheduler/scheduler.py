@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -25,17 +23,15 @@ from server.ledger import Pace
 from server.metrics import Metrics
 from server.scheduler.fairness import DeficitRoundRobin
 from server.scheduler.forming import Budget, Forming
+from server.scheduler.progress import Progress
 from server.scheduler.quarantine import Quarantine
 from server.scheduler.queues import Queue
+from server.scheduler.replies import Outcome, as_ours, is_dead, is_late, resolve, too_late
 
 MAX_RUNNING = 2  # one batch computes, the next waits at the runner, which takes them one after the other
+LEAD_S = 0.02  # before the one ends, for the next to be formed: what comes until then need not wait for the one after
 BUSY_BATCHES = 3  # full ones: two that run, and one that waits while they do
-RATE_SHARE = 0.2  # of the newest batch, in what is known of the device's pace
-CLOCK_S = 0.002  # how far an event loop's clock may lag behind `time.monotonic`
 
-log = logging.getLogger(__name__)
-
-Outcome = SampleOutput | AdapterdError
 Acquire = Callable[[Adapter | None], SlotLease | None]
 Run = Callable[[Batch], Awaitable[Sequence[Outcome]]]
 
@@ -75,7 +71,8 @@ class Scheduler:
         self._queue = Queue(self._turns)
         self._quarantine = Quarantine(time.monotonic)
         self._budget = Budget(config)
-        self._rate = 0.0  # tokens/s, of the last batches
+        self._progress = Progress()
+        self._timer: asyncio.TimerHandle | None = None  # until the next batch is formed
         self._fault: DeviceFault | None = None
         self._blocked: Sample | None = None  # the one for which there was no slot
         self._running: dict[Batch, asyncio.Task[None]] = {}
@@ -108,9 +105,9 @@ class Scheduler:
             raise Unavailable("the server is stopping; send the request to another one")
         self._quarantine.check(_key(sample))
         sample.enqueued_at = time.monotonic()
-        if _is_late(sample):
+        if is_late(sample):
             self._metrics.expired("queue")
-            raise _too_late()
+            raise too_late()
         self._queue.push(sample)
         self._wake()
         timer = self._start_timer(sample)
@@ -143,11 +140,11 @@ class Scheduler:
         """The deadline has come; a sample that is in a batch already is left alone."""
         if sample in self._queue:
             self._drop(sample)
-            _resolve(sample, _too_late())
+            resolve(sample, too_late())
 
     def _drop(self, sample: Sample) -> None:
         self._queue.remove(sample)
-        self._count_dropped(is_late=_is_late(sample))
+        self._count_dropped(is_late=is_late(sample))
         self._wake()
 
     def _count_dropped(self, *, is_late: bool) -> None:
@@ -159,7 +156,7 @@ class Scheduler:
     def _fail(self, samples: Iterable[Sample], error: AdapterdError) -> None:
         for sample in samples:
             self._queue.remove(sample)
-            _resolve(sample, error)
+            resolve(sample, error)
 
     # forming batches
 
@@ -170,7 +167,9 @@ class Scheduler:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        while len(self._running) < MAX_RUNNING and (batch := self._form()):
+        while self._is_time() and (batch := self._form()):
+            if not self._running:
+                self._progress.begin(batch.num_tokens)
             self._running[batch] = asyncio.create_task(self._compute(batch), name=f"batch {batch.id}")
         if self._is_stopping and not self._running:  # no lease is out, so no slot will ever become free
             self._fail(self._queue.waiting(), Unavailable("the server stopped; send the request to another one"))
@@ -179,11 +178,23 @@ class Scheduler:
         if not self._running and not self._queue.num_samples:
             self._is_idle.set()
 
+    def _is_time(self) -> bool:
+        """To form a batch: there is none, or the one that computes ends soon. If it does not, `_pump` runs then."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if len(self._running) != 1 or not self._queue.num_samples:
+            return len(self._running) < MAX_RUNNING
+        wait_s = self._progress.left_s() - LEAD_S
+        if wait_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
+        return wait_s <= 0
+
     def _form(self) -> Batch | None:
         """The next batch, with a slot for each of its adapters; None if nothing can run now."""
         batch = Forming(self._config.max_batch_samples, self._budget.tokens)
         while (sample := self._queue.next()) and batch.has_room(sample):
-            if _is_dead(sample):
+            if is_dead(sample):
                 self._expire(sample)
             elif batch.has_leases(sample) or self._lease(sample, batch):
                 self._queue.take(sample)
@@ -216,7 +227,7 @@ class Scheduler:
                     gained[part.digest] = lease
         except Exception as error:
             _give_back(gained)
-            self._fail(self._queue.waiting_for(sample.digest), _as_ours(error, "placing the adapter failed"))
+            self._fail(self._queue.waiting_for(sample.digest), as_ours(error, "placing the adapter failed"))
             return False
         batch.leases.update(gained)
         return True
@@ -237,7 +248,7 @@ class Scheduler:
         for sample in self._queue.waiting():
             if not batch.has_leases(sample):
                 continue
-            if batch.has_room(sample) and not _is_dead(sample):
+            if batch.has_room(sample) and not is_dead(sample):
                 self._queue.take(sample)
                 batch.add(sample)
 
@@ -292,7 +303,7 @@ class Scheduler:
                 f"the device computes one batch for more than batch_timeout_s {self._config.batch_timeout_s:g}"
             ) from None
         except Exception as failure:
-            return (), _as_ours(failure, "the batch failed")
+            return (), as_ours(failure, "the batch failed")
         if len(outcomes) != len(batch.samples):
             return (), Internal("the batch failed; try again")
         return outcomes, None
@@ -310,19 +321,21 @@ class Scheduler:
             self._fail(self._queue.waiting(), fault)
             for batch in self._running:
                 for sample in batch.samples:
-                    _resolve(sample, fault)
+                    resolve(sample, fault)
             self._on_fault(fault)
 
     def _end(self, batch: Batch, outcomes: Sequence[Outcome], written: set[str]) -> None:
         """Answer the samples of a batch and give its slots back."""
         del self._running[batch]
+        if following := next(iter(self._running), None):
+            self._progress.begin(following.num_tokens)
         self._tainted.pop(batch, None)
         self._written.pop(batch, None)
         for sample, outcome in zip(batch.samples, outcomes, strict=True):
             if isinstance(outcome, DeadlineExceeded):  # the runner left it out of the pass
-                self._count_dropped(is_late=not sample.reply.done() or _is_late(sample))
+                self._count_dropped(is_late=not sample.reply.done() or is_late(sample))
             self._judge(sample, outcome)
-            _resolve(sample, outcome)
+            resolve(sample, outcome)
         for digest, lease in batch.leases.items():
             lease.release(failed=lease.is_fresh and digest not in written)
         for done in {outcome.batch.id: outcome for outcome in outcomes if isinstance(outcome, SampleOutput)}.values():
@@ -331,16 +344,16 @@ class Scheduler:
             self._budget.grow()
             self._measure(done)
         tenants = {sample.tenant for other in self._running for sample in other.samples}
-        self._on_pace(Pace(self._rate, self._turns.weights(tenants), BUSY_BATCHES * self._budget.tokens))
+        self._on_pace(
+            Pace(self._progress.tokens_per_s, self._turns.weights(tenants), BUSY_BATCHES * self._budget.tokens)
+        )
         self.notify()
 
     def _measure(self, done: SampleOutput) -> None:
         """The device's pace, by batches that fill it: smaller ones take nearly as long and would tell far less."""
         info = done.batch
-        is_full = info.num_tokens >= self._budget.tokens / 2 or info.num_samples >= self._config.max_batch_samples / 2
-        if is_full and done.compute_s > 0:
-            rate = info.num_tokens / done.compute_s
-            self._rate += (rate - self._rate) * (RATE_SHARE if self._rate else 1.0)
+        if info.num_tokens >= self._budget.tokens / 2 or info.num_samples >= self._config.max_batch_samples / 2:
+            self._progress.measure(info.num_tokens, done.compute_s)
 
     def _judge(self, sample: Sample, outcome: Outcome) -> None:
         """An adapter that fails is left alone for a while, and one that answers is trusted again."""
@@ -365,35 +378,3 @@ def _give_back(leases: dict[str, SlotLease]) -> None:
     """Slots that no batch is going to fill."""
     for lease in leases.values():
         lease.release(failed=lease.is_fresh)
-
-
-def _resolve(sample: Sample, outcome: Outcome) -> None:
-    """Answer `sample`, unless its caller has left."""
-    if sample.reply.done():
-        return
-    if isinstance(outcome, AdapterdError):
-        sample.reply.set_exception(copy.copy(outcome))  # each caller raises its own: a traceback grows as it rises
-        sample.reply.exception()  # a caller who is cancelled at this very moment never looks; that is no leak
-    else:
-        sample.reply.set_result(outcome)
-
-
-def _is_late(sample: Sample) -> bool:
-    return sample.deadline is not None and time.monotonic() + CLOCK_S >= sample.deadline
-
-
-def _is_dead(sample: Sample) -> bool:
-    """Nobody waits for it any more."""
-    return sample.reply.done() or _is_late(sample)
-
-
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("the deadline passed before compute; allow more time")
-
-
-def _as_ours(error: Exception, event: str) -> AdapterdError:
-    """What the callers of the failed samples are told; a stranger's message stays in the log."""
-    if isinstance(error, AdapterdError):
-        return error
-    log.error("%s", event, exc_info=error)
-    return Internal(f"{event}; try again")

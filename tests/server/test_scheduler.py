@@ -109,6 +109,36 @@ async def test_at_most_two_batches_are_with_the_runner(bench: Bench) -> None:
     assert [len(batch.samples) for batch in bench.run.batches] == [1, 1, 20]
 
 
+async def test_the_next_batch_is_formed_shortly_before_the_one_that_computes_ends() -> None:
+    bench = Bench(max_batch_tokens=100)
+    await bench.scheduler.start()
+    bench.run.compute_s = 0.2
+    await bench.scheduler.submit(make_sample(num_tokens=100))  # fills the device, and tells its pace
+    bench.run.gate.clear()
+    tasks = bench.submit(make_sample(num_tokens=100))
+    await bench.run.started(2)
+    tasks += bench.submit(make_sample(num_tokens=50))
+    await asyncio.sleep(0.1)
+    tasks += bench.submit(make_sample(num_tokens=50))
+    await bench.settle()
+    assert len(bench.run.batches) == 2
+    async with asyncio.timeout(5):
+        await bench.run.started(3)  # while the second one still computes
+    assert len(bench.batch(2)) == 2
+    bench.run.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_batch_that_ends_early_is_followed_at_once() -> None:
+    bench = Bench(max_batch_tokens=100)
+    await bench.scheduler.start()
+    bench.run.compute_s = 1000.0
+    await bench.scheduler.submit(make_sample(num_tokens=100))
+    async with asyncio.timeout(5):
+        await asyncio.gather(*bench.submit(*(make_sample(num_tokens=100) for _ in range(5))))
+    assert len(bench.run.batches) == 6
+
+
 @pytest.mark.parametrize("limits", [{"max_batch_tokens": 10}, {"max_batch_samples": 2}])
 async def test_batch_closes_at_its_budget(limits: dict[str, int]) -> None:
     bench = Bench(**limits)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PROTOS := protos/adapterd/v1/inference.proto protos/adapterd/v1/adapters.proto protos/adapterd/v1/training.proto
+PROTOS := $(wildcard protos/adapterd/v1/*.proto protos/adapterd/oip/v2/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
 .PHONY: install format check test fuzz demo loadtest protos clean
@@ -29,8 +29,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@stubs=$$(mktemp -d) && trap 'rm -rf "$$stubs"' EXIT && $(call PROTOC,"$$stubs") && \
-	  for stub in "$$stubs"/adapterd/v1/*; do \
-	    diff -u "adapterd/v1/$${stub##*/}" "$$stub" || { echo "stubs differ from protos/: run make protos" >&2; exit 1; }; \
+	  for stub in $$(cd "$$stubs" && find adapterd -type f); do \
+	    diff -u "$$stub" "$$stubs/$$stub" || { echo "stubs differ from protos/: run make protos" >&2; exit 1; }; \
 	  done
 
 test: install

@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     return_logits, return_tokens    also give the head's raw output, the tokens the model read
     sticky_key     while versions of an adapter share its requests, equal keys are answered by the same one
     priority       among the requests of one tenant larger goes first, -100 to 100
+    version        the digest that has to answer, or its first 8 digits or more
     """
 
     heads: str | Sequence[str]
@@ -46,6 +47,7 @@ class Options(TypedDict, total=False):
     return_tokens: bool
     sticky_key: str
     priority: int
+    version: str
 
 
 def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unpack[Options]) -> v1.PredictRequest:
@@ -64,6 +66,7 @@ def predict_request(adapter: str, text: str | Sequence[str] = (), **options: Unp
         skip_layers=options.get("skip_layers", ()),
         sticky_key=options.get("sticky_key", ""),
         priority=options.get("priority", 0),
+        version=options.get("version", ""),
     )
 
 

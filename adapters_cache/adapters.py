@@ -32,7 +32,7 @@ from adapters_cache.prefetch import Prefetcher
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from adapters_cache.sources import FolderSource, Source
-from adapters_cache.statuses import Page, Statuses
+from adapters_cache.statuses import Page, Statuses, card_of
 from adapters_cache.versions import History, Versions
 from adapters_cache.watch import News, Watch
 from server.config import CacheConfig
@@ -210,18 +210,19 @@ class Adapters:
         if self._disk is not None:
             self._disk.close()
 
-    async def ready(self, name: str, key: str = "") -> HostLease:
+    async def ready(self, name: str, key: str = "", version: str = "") -> HostLease:
         """Lease an adapter in host memory, loading it if need be; `base` gives a lease without an adapter.
 
         A name that was loaded stands for that digest until Load moves it: once it has left memory and disk, the origin
-        must still hold the same. Where several digests share the requests, equal keys get the same one.
+        must still hold the same. Where several digests share the requests, equal keys get the same one. `version` is
+        the first digits of one that answers; of a name that is not loaded yet the caller has to check it.
         Raises AdapterNotFound, AdapterRefused and its kinds, Overloaded, Unavailable if the load takes too long.
         """
         if name == BASE:
             return HostLease()
         record = self._registry.get(name)
         record.last_used_at = time.time()
-        digest = record.choose(key)
+        digest = record.choose(key, version)
         if digest and (lease := self._host.acquire(digest)):
             self._metrics.cache_hit(Tier.HOST)
             return lease
@@ -544,6 +545,7 @@ class Adapters:
         record.generation += 1  # a load under way serves who waits for it and no one else
         record.served = record.generation
         self._loader.forget_failure(name)
+        self._metrics.adapter_gone(name)
         for kind in ("", LOAD, *digests):
             self._flights.pop((name, kind), None)
         if not kept:
@@ -674,6 +676,10 @@ class Adapters:
     def list(self, wanted: Wanted = ALL, *, after: str = "", limit: int = 100) -> Page:
         """Give a page of statuses by name, behind the name `after`, and the number of adapters that are wanted."""
         return self._statuses.page(wanted, after, limit)
+
+    async def card(self, name: str) -> str:
+        """The model card at the adapter's origin, Markdown. Raises AdapterNotFound, also where it has none."""
+        return await asyncio.to_thread(card_of, self._registry.get(name).source, name)
 
     def is_shared(self, name: str) -> bool:
         """Whether several digests answer requests for a name."""

@@ -18,7 +18,7 @@ from functools import lru_cache
 from adapters_cache.adapters import ALL, Adapters
 from adapters_cache.catalog import FusionFacts, Named, find_fusion, scan
 from adapters_cache.naming import expanded, named_of
-from adapters_cache.registry import is_name
+from adapters_cache.registry import is_name, no_version
 from adapters_cache.statuses import Page
 from adapters_cache.targets import make_target
 from server.composition import Fuse, Leaf, Node, branches, fuses, last_leaf, leaves, text_of
@@ -139,15 +139,34 @@ class Compositions:
         skip_layers: Iterable[int] = (),
         key: str = "",
         tenant: Tenant = ANYONE,
+        version: str = "",
     ) -> TargetLease:
         """Lease every part of a composition in host memory, or none, loading them if need be.
 
-        Raises InvalidInput, AdapterNotFound for what the tenant may not use, and as `Adapters.ready` for each part.
+        version   the first digits of the digest that has to answer
+        Raises InvalidInput, AdapterNotFound for what the tenant may not use and for a version that does not answer, and
+        as `Adapters.ready` for each part.
         """
+        lease = await self._ready(expression, heads, skip_layers, key, tenant, version)
+        digest = lease.target.digest if lease.target.parts else self._base.fingerprint
+        if not digest.startswith(version):
+            lease.release()
+            raise no_version(expression, version, [digest])
+        return lease
+
+    async def _ready(
+        self,
+        expression: str,
+        heads: Sequence[str],
+        skip_layers: Iterable[int],
+        key: str,
+        tenant: Tenant,
+        version: str,
+    ) -> TargetLease:
         skipped = frozenset(skip_layers)
         if not heads and not skipped and self._is_single(expression):
             require_use(tenant, expression)
-            return await self._ready_single(expression, key)
+            return await self._ready_single(expression, key, version)
         for layer in sorted(skipped):
             if not 0 <= layer < self._base.num_layers:
                 raise InvalidInput(
@@ -169,16 +188,16 @@ class Compositions:
     def _is_single(self, expression: str) -> bool:
         return "(" not in expression and expression not in self._named and expression != BASE
 
-    async def _ready_single(self, name: str, key: str) -> TargetLease:
+    async def _ready_single(self, name: str, key: str, version: str) -> TargetLease:
         """What nearly every request asks for, by the short way: one adapter with its own head."""
-        lease = await self._adapters.ready(name, key)
+        lease = await self._adapters.ready(name, key, version)
         adapter = _adapter(lease)
         if adapter.spec.fusion is not None:
             lease.release()
             raise _is_a_fusion(name, adapter)
         target = target_of(adapter)
-        version = (name, adapter.digest) if self._adapters.is_shared(name) else None
-        return TargetLease(target, ((name, name if target.branches[0].head is not None else ""),), (lease,), version)
+        shared = (name, adapter.digest) if self._adapters.is_shared(name) else None
+        return TargetLease(target, ((name, name if target.branches[0].head is not None else ""),), (lease,), shared)
 
     def _tree(self, expression: str, tenant: Tenant = ANYONE) -> tuple[Node | None, tuple[str, ...]]:
         """What an expression says, without named compositions; and the heads that a named one brings along.
@@ -296,6 +315,11 @@ class Compositions:
         parts = {part: None for name in names for part in self._names(self._tree(name, tenant)[0], tenant)}
         return self._adapters.prefetch(list(parts))
 
+    async def card(self, name: str) -> str:
+        """See `Adapters.card`."""
+        self._require_single(name)
+        return await self._adapters.card(name)
+
     async def set_traffic(self, name: str, shares: Mapping[str, int]) -> AdapterStatus:
         self._require_single(name)
         return self._described(await self._adapters.set_traffic(name, shares))
@@ -336,7 +360,12 @@ class Compositions:
 
 
 def _fits(status: AdapterStatus, wanted: Wanted) -> bool:
-    return (not wanted.task or status.task == wanted.task) and (wanted.tier is None or status.tier is wanted.tier)
+    is_named_so = wanted.contains in status.name
+    return (
+        is_named_so
+        and (not wanted.task or status.task == wanted.task)
+        and (wanted.tier is None or status.tier is wanted.tier)
+    )
 
 
 def _adapter(lease: HostLease) -> Adapter:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 from adapters_cache.sources import Source
 from server.core import BASE, Manifest, Tier
-from server.errors import InvalidInput
+from server.errors import AdapterNotFound, InvalidInput
 from server.tenants import unknown
 
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -60,8 +60,13 @@ class Record:
         """All that answer requests for this name."""
         return tuple(filter(None, (self.digest, *self.shares)))
 
-    def choose(self, key: str) -> str:
-        """The digest that answers a request; of equal keys the same one, without a key any by chance."""
+    def choose(self, key: str, version: str = "") -> str:
+        """The digest that answers a request; of equal keys the same one, without a key any by chance.
+
+        version   the first digits of the one that has to; raises AdapterNotFound where none of those begins so
+        """
+        if version and self.digests:
+            return self._version(version)
         if not self.shares:
             return self.digest
         point = _point(f"{self.name}\0{key}") if key else random.random()
@@ -70,6 +75,21 @@ class Record:
             if point < 0:
                 return digest
         return self.digest
+
+    def _version(self, version: str) -> str:
+        fitting = [digest for digest in self.digests if digest.startswith(version)]
+        if not fitting:
+            raise no_version(self.name, version, self.digests)
+        return fitting[0]
+
+
+def no_version(name: str, version: str, digests: Iterable[str]) -> AdapterNotFound:
+    shown = ", ".join(digest[:12] for digest in digests)
+    return AdapterNotFound(
+        f"no version {version[:64]!r} of {name[:128]!r} answers; there is {shown}. Others answer once they have a share"
+        " of its traffic",
+        adapter=name[:128],
+    )
 
 
 class Registry:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 from adapters_cache.disk import DiskTier
 from adapters_cache.host import HostTier
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
+from adapters_cache.sources import FolderSource, Source
 from server.core import AdapterStatus, Tier, VersionStatus, Wanted
+from server.errors import AdapterNotFound
+
+CARD = "README.md"
+MAX_CARD_BYTES = 256 << 10
 
 Page = tuple[list[AdapterStatus], int]
 
@@ -19,7 +26,7 @@ class Statuses:
 
     def page(self, wanted: Wanted, after: str, limit: int) -> Page:
         """Give `limit` statuses by name, behind the name `after`, and the number of adapters that are wanted."""
-        if not (wanted.task or wanted.tier) and wanted.tenant.may_use_all:
+        if not (wanted.task or wanted.tier or wanted.contains) and wanted.tenant.may_use_all:
             records, total = self._registry.page(wanted.prefix, after, limit)
             return [self.of(record) for record in records], total
         records, _ = self._registry.page(wanted.prefix, "", len(self._registry))
@@ -50,6 +57,7 @@ class Statuses:
         is_of_task = not wanted.task or record.task == wanted.task
         return (
             is_of_task
+            and wanted.contains in record.name
             and wanted.tenant.may_use(record.name)
             and (wanted.tier is None or self._tier(record.digest) is wanted.tier)
         )
@@ -72,3 +80,15 @@ class Statuses:
             **dict.fromkeys(record.history, 0),
         }
         return tuple(VersionStatus(digest, percent, self._tier(digest)) for digest, percent in percents.items())
+
+
+def card_of(source: Source, name: str) -> str:
+    """The model card of an adapter in a folder. Blocks. Raises AdapterNotFound where there is none."""
+    if not isinstance(source, FolderSource):
+        raise AdapterNotFound(f"the card of {name!r} is in its registry; see `adapterd search` and `adapterd pull`")
+    try:
+        fd = os.open(source.path / CARD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            return file.read(MAX_CARD_BYTES).decode(errors="replace")
+    except OSError as error:
+        raise AdapterNotFound(f"{name!r} has no card; put a {CARD} into its folder") from error

@@ -19,7 +19,7 @@ from server.tenants import Tenants
 MIN_RETRY_AFTER_S = 0.1  # what a refused caller is told at least; a queue at its limit drains about this fast
 CHARS_PER_TOKEN = 4  # of a text that nobody has tokenized yet
 SPECIAL_TOKENS = 2
-OVERLOAD_S = 1.0  # without a refusal, until an overload is over
+OVERLOAD_S = 5.0  # without a refusal, until an overload is over: by chance none may come for some batches
 BURST_S = 1.0  # of its rate, that a tenant may use at once
 # How much more than what is free one of several tenants may hold (Choudhury and Hahne 1998, IEEE/ACM ToN 6(2), dynamic
 # thresholds): one alone gets four fifths of a limit, and whoever comes next finds room.
@@ -173,21 +173,22 @@ class Admission:
     def _check_queue(self, tenant: Tenant, total: Held, own: Held, more: int, deadline: float | None) -> None:
         """Work that waits: no longer than `max_queue_s` and the deadline; in an overload, what keeps a device busy.
 
-        How long is told by what the tenant has inside and by its share of the device, so a crowd waits for itself.
+        How long is told by what the tenant has inside and its share of the device, so a crowd waits for itself, and an
+        overload is one tenant's.
         """
         pace = self._ledger.pace
         if not pace.tokens_per_s or not own.tokens:
             return
         ahead = min(total.tokens, own.tokens * max(pace.weights, tenant.weight) / tenant.weight)
         wait_s = ahead / pace.tokens_per_s
-        is_overloaded = self._ledger.since_refused_s() < OVERLOAD_S
+        is_overloaded = self._ledger.since_refused_s(tenant.index) < OVERLOAD_S
         if wait_s + more / pace.tokens_per_s > self._config.max_queue_s:
-            self._ledger.refused()
+            self._ledger.refused(tenant.index)
             self._refuse(
                 "queue", f"work of {wait_s:.3f} s is waiting, the limit is {self._config.max_queue_s:g} s (max_queue_s)"
             )
         if is_overloaded and own.tokens + more > pace.busy_tokens:
-            self._ledger.refused()
+            self._ledger.refused(tenant.index)
             self._refuse(
                 "queue",
                 f"in an overload {own.tokens} tokens of this tenant are inside, the limit is {pace.busy_tokens}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -11,15 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from google.protobuf.descriptor import ServiceDescriptor
-from prometheus_client import start_http_server
 
 from adapterd.v1 import adapters_pb2
 from adapters_cache.adapters import Adapters
 from adapters_cache.compositions import Compositions
 from adapters_cache.residency import Residency
 from server.admission import Admission
+from server.api.answering import Answering
 from server.api.gate import Gate
 from server.api.listener import Listener
+from server.api.oip import OipServicer
 from server.audit import Audit
 from server.canary import Canary
 from server.config import SchedulerConfig, ServerConfig, is_loopback
@@ -27,6 +29,10 @@ from server.difference import tolerance_of
 from server.engine import Engine, LocalEngine
 from server.errors import DeviceFault, InvalidInput
 from server.fronts.supervisor import Supervisor
+from server.http.app import Parts, make_app
+from server.http.bridge import Bridge
+from server.http.server import HttpServer
+from server.http.state import State
 from server.ledger import Ledger
 from server.metrics import Metrics
 from server.model.base import Base, load_base
@@ -35,6 +41,7 @@ from server.model.runner import Runner
 from server.model.slots import SlotBank
 from server.pipeline import Pipeline
 from server.probe import Prober, load_plain
+from server.recent import Recent
 from server.scheduler.scheduler import Scheduler
 from server.tenants import Tenants, read_tenants
 from server.threads import run_alone
@@ -58,15 +65,22 @@ class App:
         self._more = more
         self.metrics = Metrics()
         self.totals = Totals(self.metrics)
+        self.recent = Recent()
         api = config.api
         self._tenants_file = Watched([Path(api.tenants)] if api.tenants else [], api.reload_s, self._reload_tenants)
         self.tenants = Tenants(read_tenants(Path(api.tenants))) if api.tenants else Tenants()
         self.audit = Audit(config.api.audit_log)
+        self.gate = Gate(self.tenants, self.audit, self.metrics)
         self.failed = asyncio.Event()  # the device answers nothing any more: end the process and start another
         self.grpc_port = 0
         self.http_port = 0
+        self._is_serving = False
         self._set_serving: Callable[[bool], None] = lambda is_serving: None
         self._running = AsyncExitStack()
+
+    @property
+    def is_serving(self) -> bool:
+        return self._is_serving and not self.failed.is_set()
 
     async def start(self) -> None:
         async with AsyncExitStack() as started:  # stops what has started if a later part cannot
@@ -85,11 +99,14 @@ class App:
         self.ledger = self._start_ledger(started)
         self.admission = Admission(self.config.api, self.metrics, base.info, self.tenants, self.ledger)
         engine = await self._start_engine(base, started)
-        self._start_http(started)
+        pipeline = await self._start_pipeline(engine, base, started)
+        await self._start_http(pipeline, started)
         if self.config.api.frontends:
             await self._start_fronts(engine, base, started)
         else:
-            await self._start_listener(engine, base, started)
+            await self._start_listener(pipeline, base, started)
+        self._is_serving = True
+        started.callback(setattr, self, "_is_serving", False)
         self._watch_tenants(started)
         self.metrics.build(version=version("adapterd"), base=self.base.name, device=self.base.device)
         log.info("serving base=%s device=%s grpc_port=%d http_port=%d", *self._facts())
@@ -110,6 +127,7 @@ class App:
             metrics,
             weight_of=lambda tenant: self.tenants.get(tenant).weight,
             on_pace=self.ledger.set_pace,
+            on_batch=self.recent.batch,
             on_fault=self._break_off,
         )
         residency.on_room = scheduler.notify
@@ -145,10 +163,10 @@ class App:
         return canary
 
     def _start_ledger(self, started: AsyncExitStack) -> Ledger:
-        """Of this process, or of all its fronts."""
+        """Of this process, or of all its fronts and this one, which answers HTTP."""
         if not self.config.api.frontends:
             return Ledger.local()
-        ledger = Ledger.create(self.config.api.frontends)
+        ledger = Ledger.create(self.config.api.frontends + 1, front=self.config.api.frontends)
         started.callback(ledger.close)
         return ledger
 
@@ -175,33 +193,44 @@ class App:
         tolerance = config.cache.verify_tolerance or tolerance_of(_dtype_name(base))
         return Prober(scheduler, plain, tolerance)
 
-    def _start_http(self, started: AsyncExitStack) -> None:
-        """Metrics, from a thread of their own: a scrape never waits for the event loop."""
-        api = self.config.api
-        try:
-            server, _ = start_http_server(api.http_port, api.http_host, self.totals.registry)
-        except OSError as error:
-            raise InvalidInput(f"{api.http_host}:{api.http_port} cannot be bound; choose another http_port") from error
-        self.http_port = server.server_port
-        started.callback(server.server_close)
-        started.push_async_callback(asyncio.to_thread, server.shutdown)
-
-    async def _start_listener(self, engine: Engine, base: Base, started: AsyncExitStack) -> None:
+    async def _start_pipeline(self, engine: Engine, base: Base, started: AsyncExitStack) -> Pipeline:
         """What stands between callers and the engine, in this process."""
-        api = self.config.api
-        tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, api.num_tokenizer_threads)
+        threads = self.config.api.num_tokenizer_threads
+        tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, threads)
         started.callback(tokenizer.close)
-        pipeline = Pipeline(self.admission, tokenizer, engine, self.metrics)
-        gate = Gate(self.tenants, self.audit, self.metrics)
-        listener = Listener(pipeline, api, self.base, self.metrics, gate, self._more(self.config, base))
+        return Pipeline(self.admission, tokenizer, engine, self.metrics)
+
+    async def _start_http(self, pipeline: Pipeline, started: AsyncExitStack) -> None:
+        api, engine = self.config.api, pipeline.engine
+        answering = Answering(pipeline, api, self.metrics, self.recent)
+        info = pipeline.tokenizer.base
+        parts = Parts(
+            engine=engine,
+            answering=answering,
+            protocol=OipServicer(engine, answering, info, lambda: self.is_serving, self.gate.caller, self.audit),
+            bridge=Bridge(asyncio.get_running_loop(), self.gate),
+            state=State(self.metrics, self.totals, self.tenants, self.ledger, self.recent, time.time()),
+            registry=self.totals.registry,
+            base=self.base,
+            version=version("adapterd"),
+        )
+        server = HttpServer(make_app(parts, api), api)
+        self.http_port = await server.start()
+        started.push_async_callback(server.stop)
+
+    async def _start_listener(self, pipeline: Pipeline, base: Base, started: AsyncExitStack) -> None:
+        api, more = self.config.api, self._more(self.config, base)
+        listener = Listener(pipeline, api, self.base, self.metrics, self.gate, more, self.recent)
         self.grpc_port = await listener.start(api.port)
         started.push_async_callback(listener.drain)
         self._set_serving = listener.set_serving
 
     async def _start_fronts(self, engine: Engine, base: Base, started: AsyncExitStack) -> None:
-        """The same in processes of their own."""
+        """What talks gRPC, in processes of their own."""
+        started.push_async_callback(self.admission.drain, self.config.api.drain_timeout_s)  # of HTTP
         tokenizer = await asyncio.to_thread(serialized, base.tokenizer_path)
-        self.fronts = Supervisor(self.config.api, engine, self.metrics, self.totals, self.ledger, self.tenants)
+        api, shared = self.config.api, (self.metrics, self.totals, self.ledger, self.tenants, self.recent)
+        self.fronts = Supervisor(api, engine, *shared)
         self.grpc_port = await self.fronts.start(self.base, base.info, tokenizer, log.getEffectiveLevel())
         started.push_async_callback(self.fronts.stop)
         self._set_serving = self.fronts.set_serving

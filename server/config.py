@@ -97,7 +97,7 @@ class SchedulerConfig:
 class ApiConfig:
     host: str = "127.0.0.1"
     port: int = 50051  # gRPC; 0 takes a free one
-    http_host: str = "127.0.0.1"  # metrics, which name tenants; an operator's, and no caller's
+    http_host: str = "127.0.0.1"  # metrics, console, the HTTP API
     http_port: int = 9090  # 0 takes a free one
     tenants: str = ""  # file that declares who may call; "" lets anyone, on loopback
     allow_anonymous: bool = False  # listen elsewhere than on loopback without a tenants file: anyone there may do all
@@ -135,9 +135,10 @@ class ApiConfig:
             raise InvalidInput("tls_certificate and tls_key come together; set both, or neither")
         if self.tls_client_ca and not self.tls_certificate:
             raise InvalidInput("tls_client_ca needs tls_certificate and tls_key")
-        if not (self.tenants or self.allow_anonymous or is_loopback(self.host)):
+        far = next((host for host in (self.host, self.http_host) if not is_loopback(host)), None)
+        if far and not (self.tenants or self.allow_anonymous):
             raise InvalidInput(
-                f"host {self.host!r} is not loopback, and without a tenants file anyone who reaches it may load,"
+                f"host {far!r} is not loopback, and without a tenants file anyone who reaches it may load,"
                 " replace and unload adapters. Declare tenants (--tenants), or ask for it in words: --allow-anonymous"
             )
 

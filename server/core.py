@@ -33,6 +33,7 @@ class Tenant:
     max_in_flight       requests
     host_bytes, device_bytes   what its adapters may take in memory, beyond what batches are using
     max_pins            adapters that it may keep pinned
+    can_observe         it may see metrics and the console, which name all tenants: an operator
     index               its place in the ledger; given by `Tenants`
     """
 
@@ -50,6 +51,7 @@ class Tenant:
     max_pins: int = 0
     can_load: bool = False
     can_train: bool = False
+    can_observe: bool = False
     index: int = 0
 
     @property
@@ -73,7 +75,7 @@ def _matches(globs: tuple[str, ...], name: str) -> bool:
 
 
 # Everybody, where no tenants are declared.
-ANYONE = Tenant("anyone", adapters=("*",), can_load=True, can_train=True, index=1)
+ANYONE = Tenant("anyone", adapters=("*",), can_load=True, can_train=True, can_observe=True, index=1)
 
 
 class Truncation(Enum):
@@ -130,6 +132,7 @@ class Request:
     skip_layers   layers without adapters
     sticky_key    requests of equal keys are answered by the same version of an adapter
     priority      among the tenant's own requests; larger goes first
+    version       digest that has to answer, or its first digits
     size_bytes    of the message
     """
 
@@ -142,6 +145,7 @@ class Request:
     sticky_key: str = ""
     priority: int = 0
     tenant: Tenant = ANYONE
+    version: str = ""
     size_bytes: int = 0
 
 
@@ -575,6 +579,7 @@ class Wanted:
     task: str = ""
     tier: Tier | None = None
     tenant: Tenant = ANYONE
+    contains: str = ""
 
 
 @dataclass(frozen=True, slots=True)

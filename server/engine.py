@@ -25,12 +25,13 @@ from server.core import (
     Tenant,
     Wanted,
 )
-from server.errors import InvalidInput
+from server.errors import AdapterNotFound, InvalidInput
 from server.metrics import Metrics
 from server.primitives import Head
 from server.results import Question, fitted, heads_of
 from server.stopwatch import Stopwatch
 from server.tenants import Tenants, require_own, require_use
+from server.usage import COMPOSITIONS, Usage
 
 MAX_ANSWERERS = 4096  # that are kept between requests
 
@@ -50,6 +51,7 @@ class Work:
     sticky_key: str = ""
     priority: int = 0
     tenant: str = ANYONE.name
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,8 +88,17 @@ class Engine(Protocol):
 
     async def compute(self, work: Work) -> Computed: ...
 
+    async def describe(self, expression: str, tenant: str, version: str = "") -> Answerer:
+        """What would answer. Loads it if need be."""
+
+    async def usage(self, names: Sequence[str], tenant: str) -> Sequence[tuple[str, Usage]]:
+        """Of these, or of all that the tenant may use: the ones that were asked for, by name."""
+
     async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page: ...
     async def get(self, name: str, tenant: str) -> AdapterStatus: ...
+
+    async def card(self, name: str, tenant: str) -> str:
+        """Its model card, Markdown."""
 
     # These raise Forbidden where the tenant may only ask for the adapter.
 
@@ -103,11 +114,12 @@ class Adapters(Protocol):
 
     def check(self, expression: str, tenant: Tenant) -> None: ...
     async def ready(
-        self, expression: str, heads: Sequence[str], skip_layers: Sequence[int], key: str, tenant: Tenant
+        self, expression: str, heads: Sequence[str], skip_layers: Sequence[int], key: str, tenant: Tenant, version: str
     ) -> TargetLease: ...
 
     def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page: ...
     def get(self, name: str) -> AdapterStatus: ...
+    async def card(self, name: str) -> str: ...
     async def load(self, name: str, percent: int = 100) -> tuple[AdapterStatus, str]: ...
     async def unload(self, name: str) -> tuple[int, int, int]: ...
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus: ...
@@ -143,10 +155,31 @@ class LocalEngine:
         self._adapters.check(expression, self._tenants.get(tenant))
 
     async def compute(self, work: Work) -> Computed:
+        started = time.monotonic()
+        try:
+            computed = await self._computed(work)
+        except Exception as error:
+            if not isinstance(error, AdapterNotFound | InvalidInput):  # which are the caller's own
+                self._metrics.usage.failed(_counted_as(work.adapter), time.monotonic() - started)
+            raise
+        self._metrics.usage.answered(
+            _counted_as(work.adapter),
+            num_inputs=len(work.questions),
+            num_tokens=sum(encoding.num_tokens for question in work.questions for encoding in question.encodings),
+            ready_s=computed.ready_s,
+            queue_s=max(output.queue_s for output in computed.outputs),
+            compute_s=max(output.compute_s for output in computed.outputs),
+            total_s=time.monotonic() - started,
+        )
+        return computed
+
+    async def _computed(self, work: Work) -> Computed:
         watch, started, has_failed = Stopwatch(work.deadline, self._metrics), time.monotonic(), False
         tenant = self._tenants.get(work.tenant)
         with watch.stage("ready"):
-            lease = await self._adapters.ready(work.adapter, work.heads, work.skip_layers, work.sticky_key, tenant)  # 3
+            lease = await self._adapters.ready(
+                work.adapter, work.heads, work.skip_layers, work.sticky_key, tenant, work.version
+            )  # 3
         is_handed_on = False
         try:
             questions = fitted(work.questions, lease.target, work.parameters, self._base)
@@ -177,6 +210,19 @@ class LocalEngine:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
 
+    async def describe(self, expression: str, tenant: str = ANYONE.name, version: str = "") -> Answerer:
+        lease = await self._adapters.ready(expression, (), (), "", self._tenants.get(tenant), version)
+        try:
+            return self._answerer(lease)
+        finally:
+            lease.release()
+
+    async def usage(self, names: Sequence[str] = (), tenant: str = ANYONE.name) -> Sequence[tuple[str, Usage]]:
+        asker = self._tenants.get(tenant)
+        usable = [name for name in names or self._metrics.usage.names() if asker.may_use(name)]
+        usages = [(name, self._metrics.usage.get(name)) for name in usable]
+        return [(name, usage) for name, usage in usages if usage is not None]
+
     def _answerer(self, lease: TargetLease) -> Answerer:
         target = lease.target
         key = (target.digest, lease.names, *(branch.head for branch in target.branches))
@@ -198,6 +244,10 @@ class LocalEngine:
         require_use(self._tenants.get(tenant), name)
         return self._adapters.get(name)
 
+    async def card(self, name: str, tenant: str = ANYONE.name) -> str:
+        require_use(self._tenants.get(tenant), name)
+        return await self._adapters.card(name)
+
     async def load(self, name: str, tenant: str = ANYONE.name, percent: int = 100) -> tuple[AdapterStatus, str]:
         require_own(self._tenants.get(tenant), name)
         return await self._adapters.load(name, percent)
@@ -216,6 +266,10 @@ class LocalEngine:
     async def set_traffic(self, name: str, shares: Mapping[str, int], tenant: str = ANYONE.name) -> AdapterStatus:
         require_own(self._tenants.get(tenant), name)
         return await self._adapters.set_traffic(name, shares)
+
+
+def _counted_as(expression: str) -> str:
+    return COMPOSITIONS if "(" in expression else expression
 
 
 def _sample(work: Work, encoding: Encoding, target: Target) -> Sample:

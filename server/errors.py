@@ -118,5 +118,9 @@ class DeviceFault(Unavailable):
     reason = "DEVICE_FAULT"
 
 
+class Unimplemented(AdapterdError):
+    reason = "UNIMPLEMENTED"
+
+
 class Internal(AdapterdError):
     reason = "INTERNAL"

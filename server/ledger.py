@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Self
 
 MAX_TENANTS = 1024  # that were declared since the start, with index 0 for all together
-REQUESTS, TOKENS, BYTES, ADMITTED_REQUESTS, ADMITTED_TOKENS = range(5)
-NUM_FIELDS = 5
-RATE, WEIGHTS, BUSY_TOKENS, REFUSED_AT = range(4)
-NUM_SHARED = 4
+REQUESTS, TOKENS, BYTES, ADMITTED_REQUESTS, ADMITTED_TOKENS, REFUSED_AT = range(6)
+NUM_FIELDS = 6
+RATE, WEIGHTS, BUSY_TOKENS = range(3)
+NUM_SHARED = 3
 CELL_BYTES = 8
 MICRO = 1_000_000
 
@@ -43,7 +43,7 @@ class Pace:
 class Ledger:
     """Counters by tenant, for each front its own: front i alone writes its cells, so there is no lock.
 
-    What is shared beside them is written whole: the pace by the engine, the time of a refusal by whoever refused last.
+    What is shared beside them is the pace, which the engine writes whole.
 
     Limits are for the whole server, wherever its connections end. Fronts that admit in the same microsecond may exceed
     one by a request each. `front` is who writes here.
@@ -61,11 +61,11 @@ class Ledger:
         return cls(memoryview(bytearray(_size(1))).cast("q"), 1)
 
     @classmethod
-    def create(cls, num_fronts: int) -> Self:
+    def create(cls, num_fronts: int, front: int = 0) -> Self:
         """All cells 0. The descriptor is for child processes."""
         fd = os.memfd_create("adapterd-ledger")
         os.ftruncate(fd, _size(num_fronts))
-        return cls.open(fd, num_fronts)
+        return cls.open(fd, num_fronts, front)
 
     @classmethod
     def open(cls, fd: int, num_fronts: int, front: int = 0) -> Self:
@@ -95,9 +95,9 @@ class Ledger:
             if change:
                 self._cells[start + field] += change
 
-    def refused(self) -> None:
-        """Somebody was, for there is more work than the device can do."""
-        self._cells[REFUSED_AT] = time.monotonic_ns() // 1000
+    def refused(self, tenant: int) -> None:
+        """It was, for it asks for more than its share of the device."""
+        self._cells[self._own + tenant * NUM_FIELDS + REFUSED_AT] = time.monotonic_ns() // 1000
 
     # what everybody reads
 
@@ -114,8 +114,11 @@ class Ledger:
         """Of this front, in flight."""
         return self._cells[self._own + REQUESTS]
 
-    def since_refused_s(self) -> float:
-        return time.monotonic() - self._cells[REFUSED_AT] / MICRO
+    def since_refused_s(self, tenant: int) -> float:
+        """By any front."""
+        at = tenant * NUM_FIELDS + REFUSED_AT
+        last = max(self._cells[self._block(front) + at] for front in range(self._num_fronts))
+        return time.monotonic() - last / MICRO
 
     def _sum(self, tenant: int, field: int) -> int:
         at = tenant * NUM_FIELDS + field

@@ -1,7 +1,8 @@
 """Every Prometheus series of the server: name, unit, buckets.
 
-No label ever names an adapter or anything else a caller chooses, so the number of series is bounded: tenants are those
-of the operator's file, and an adapter is named while several versions share its requests.
+No label holds what a caller chooses, so the number of series is bounded: tenants are those of the operator's file, and
+adapters are named while several versions share their requests, and where they are among the busiest (see
+`server.usage`).
 The recording methods may be called from any thread.
 """
 
@@ -14,6 +15,7 @@ from contextlib import suppress
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary, generate_latest
 
 from server.core import Tier, Timings
+from server.usage import UsageBook
 
 STAGES = ("admit", "tokenize", "ready", "queue", "compute", "total")
 
@@ -33,6 +35,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.usage = UsageBook()
+        self.registry.register(self.usage)
         self._define_requests()
         self._define_batches()
         self._define_tiers()
@@ -102,6 +106,10 @@ class Metrics:
                 if labels[0] not in names:
                     with suppress(KeyError):
                         series.remove(*labels)
+
+    def adapter_gone(self, adapter: str) -> None:
+        """It was unloaded, or there is no such adapter any more."""
+        self.usage.forget(adapter)
 
     def unauthenticated(self) -> None:
         """A call came without credentials that are known."""

@@ -77,6 +77,7 @@ def _work(request: Request, questions: Sequence[Question]) -> Work:
         skip_layers=request.skip_layers,
         sticky_key=request.sticky_key,
         priority=request.priority,
+        version=request.version,
         tenant=request.tenant.name,
     )
 

@@ -121,6 +121,7 @@ class FakeAdapters:
         skip_layers: Sequence[int] = (),
         key: str = "",
         tenant: Tenant = ANYONE,
+        version: str = "",
     ) -> FakeTargetLease:
         await self.gate.wait()
         if name in self.errors:

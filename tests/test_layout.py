@@ -16,7 +16,7 @@ OURS = ("adapterd", "server", "adapters_cache", "training", "loadtest")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.errors",),
     ("server.primitives", "server.config", "server.composition"),
-    ("server.core", "server.expression"),
+    ("server.core", "server.expression", "server.usage"),
     (
         "server.backoff",
         "server.metrics",
@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server.folders",
         "server.threads",
         "server.ledger",
+        "server.recent",
         "server.watched",
     ),
     ("server.totals", "server.tenants", "server.audit", "server.restart"),
@@ -35,14 +36,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server.model",
         "adapters_cache",
     ),
-    ("server.words", "server.stopwatch", "server.difference"),
+    ("server.words", "server.stopwatch", "server.difference", "server.oip"),
     ("server.canary",),
     ("server.results", "server.cases"),
     ("server.case_rows",),
     ("server.compare", "server.engine"),
     ("server.pipeline",),
     ("server.api", "server.verify", "server.probe"),
-    ("server.fronts",),
+    ("server.fronts", "server.http"),
     ("server.app", "server.record"),
     ("server.cli",),
     ("server.__main__",),
@@ -64,7 +65,7 @@ ONLY_IN = {
         "training",
         "loadtest",
     ),
-    "prometheus_client": ("server.metrics", "server.totals", "server.app"),
+    "prometheus_client": ("server.metrics", "server.totals", "server.usage", "server.http"),
 }
 
 
@@ -85,7 +86,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            if not _is_in(module, "adapterd.v1"):  # generated
+            if not (_is_in(module, "adapterd.v1") or _is_in(module, "adapterd.oip.v2")):  # generated
                 yield module, path
 
 

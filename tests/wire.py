@@ -12,6 +12,7 @@ import grpc.aio
 
 from adapterd import calls
 from adapterd.v1 import inference_pb2 as v1
+from server.api.answering import Answering
 from server.api.handlers import Context, service_handler
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
@@ -44,7 +45,8 @@ async def serve_inference_port(infer: Infer, note: Note = lambda metadata: None)
 
     config = ApiConfig(max_inputs_per_request=4, max_requests_per_batch=8)
     service = v1.DESCRIPTOR.services_by_name["Inference"]
-    servicer = Noting(FakePipeline(infer), config, Metrics(), lambda context: ANYONE)
+    answering = Answering(FakePipeline(infer), config, Metrics())
+    servicer = Noting(answering, config.max_requests_per_batch, lambda context: ANYONE)
     async with serve_handlers(service_handler(service, servicer, lambda context: ANYONE)) as port:
         yield port
 

@@ -31,7 +31,7 @@ POOLING_MEAN: Pooling
 POOLING_LAST: Pooling
 
 class PredictRequest(_message.Message):
-    __slots__ = ("adapter", "inputs", "parameters", "heads", "skip_layers", "sticky_key", "priority")
+    __slots__ = ("adapter", "inputs", "parameters", "heads", "skip_layers", "sticky_key", "priority", "version")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class PredictRequest(_message.Message):
     SKIP_LAYERS_FIELD_NUMBER: _ClassVar[int]
     STICKY_KEY_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     parameters: Parameters
@@ -46,7 +47,8 @@ class PredictRequest(_message.Message):
     skip_layers: _containers.RepeatedScalarFieldContainer[int]
     sticky_key: str
     priority: int
-    def __init__(self, adapter: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., heads: _Optional[_Iterable[str]] = ..., skip_layers: _Optional[_Iterable[int]] = ..., sticky_key: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+    version: str
+    def __init__(self, adapter: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., heads: _Optional[_Iterable[str]] = ..., skip_layers: _Optional[_Iterable[int]] = ..., sticky_key: _Optional[str] = ..., priority: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("text", "tokens")

@@ -125,6 +125,22 @@ def _name(name: str) -> str:
     return to_name(name)
 
 
+def to_task(name: str) -> str:
+    """By the name of the enum, TASK_CLASSIFICATION. Raises InvalidInput."""
+    names = {v1.Task.Name(value): key for key, value in TASKS.items()}
+    if name and name not in names:
+        raise InvalidInput(f"task {name[:64]!r} is not one of {', '.join(names)}")
+    return names.get(name, "")
+
+
+def to_tier(name: str) -> Tier | None:
+    """By the name of the enum, TIER_DEVICE. Raises InvalidInput."""
+    names = {v1.Tier.Name(value): key for key, value in TIERS.items()}
+    if name and name not in names:
+        raise InvalidInput(f"tier {name[:64]!r} is not one of {', '.join(names)}")
+    return names.get(name)
+
+
 def _wanted(message: v1.ListRequest, tenant: Tenant) -> Wanted:
     """Raises InvalidInput for a task or tier that this server does not know."""
     tasks = {value: key for key, value in TASKS.items()}

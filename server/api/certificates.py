@@ -72,5 +72,10 @@ def _read(paths: list[Path]) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(key, chain)], roots[0] if roots else None)
 
 
+def check_certificates(paths: list[Path]) -> None:
+    """Raises InvalidInput for files that are no certificate chain, its key and, if there is a third, a CA."""
+    _read(paths)
+
+
 def _no_password() -> str:
     raise ValueError("the key is encrypted; it has to be readable without a password")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +42,7 @@ from server.core import (
 from server.errors import InvalidInput
 
 MAX_NAME_CHARS = 256
+VERSION = re.compile(r"[0-9a-f]{8,64}")
 MAX_PRIORITY = 100
 MAX_EXPRESSION_CHARS = 4096
 MAX_CHOICES = 64
@@ -79,6 +81,7 @@ def to_request(
         sticky_key=message.sticky_key,
         priority=message.priority,
         tenant=tenant,
+        version=to_version(message.version),
         size_bytes=message.ByteSize(),
     )
 
@@ -112,6 +115,15 @@ def to_name(name: str) -> str:
     if len(name) > MAX_NAME_CHARS:
         raise InvalidInput(f"adapter name of {len(name)} characters exceeds the limit of {MAX_NAME_CHARS}")
     return name
+
+
+def to_version(text: str) -> str:
+    """A digest or its first digits, or nothing. Raises InvalidInput for what is none."""
+    if text and not VERSION.fullmatch(text):
+        raise InvalidInput(
+            f"version {text[:MAX_NAME_CHARS]!r} is no digest; give 8 to 64 of the hex digits of one, or leave it out"
+        )
+    return text
 
 
 def _to_input(index: int, message: v1.Input) -> Input:

@@ -28,20 +28,29 @@ class Gate:
         """Raises Unauthenticated, with one text for all that may be wrong."""
         if self._tenants.are_open:
             return ANYONE
-        token = _token(context)
+        return self.tenant_of(_token(context), _subjects(context), str(context.peer()))
+
+    def tenant_of(self, token: str | None, subjects: Iterable[str], peer: str) -> Tenant:
+        """Raises Unauthenticated.
+
+        token      None where none was sent
+        subjects   names of the certificate that the caller has shown
+        """
+        if self._tenants.are_open:
+            return ANYONE
         if token is not None:
             tenant = self._tenants.of_token(token)
             if tenant is None:
-                raise self._denied(context, "unknown token")
+                raise self._denied(peer, "unknown token")
             return tenant
-        tenant = self._tenants.of_subjects(_subjects(context))
+        tenant = self._tenants.of_subjects(subjects)
         if tenant is None:
-            raise self._denied(context, "no token, and no certificate of a tenant")
+            raise self._denied(peer, "no token, and no certificate of a tenant")
         return tenant
 
-    def _denied(self, context: Context, why: str) -> Unauthenticated:
+    def _denied(self, peer: str, why: str) -> Unauthenticated:
         self._metrics.unauthenticated()
-        self.audit.denied(str(context.peer()), why)
+        self.audit.denied(peer, why)
         return Unauthenticated(
             'no credentials that are known here; send the metadata "authorization: Bearer TOKEN", or the client'
             " certificate of a tenant"
@@ -51,9 +60,15 @@ class Gate:
 def _token(context: Context) -> str | None:
     for key, value in context.invocation_metadata() or ():
         if key == HEADER:
-            text = value if isinstance(value, str) else value.decode("latin-1")
-            return text[len(SCHEME) :].strip() if text[: len(SCHEME)].lower() == SCHEME else ""
+            return bearer(value if isinstance(value, str) else value.decode("latin-1"))
     return None
+
+
+def bearer(text: str | None) -> str | None:
+    """The token in an authorization header; empty if it holds something else."""
+    if text is None:
+        return None
+    return text[len(SCHEME) :].strip() if text[: len(SCHEME)].lower() == SCHEME else ""
 
 
 def _subjects(context: Context) -> Iterable[str]:

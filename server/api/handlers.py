@@ -7,7 +7,7 @@ CancelledError passes through: a handler that swallowed it would leak the call.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import grpc
@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from server.api.status import abort, as_adapterd_error
-from server.core import Tenant
-from server.errors import InvalidInput
+from server.core import ANYONE, Tenant
+from server.errors import InvalidInput, Unimplemented
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Caller = Callable[[Context], Tenant]
@@ -30,16 +30,41 @@ KINDS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] =
 }
 
 
-def service_handler(service: ServiceDescriptor, servicer: object, caller: Caller) -> grpc.GenericRpcHandler:
+def service_handler(
+    service: ServiceDescriptor, servicer: object, caller: Caller, *, name: str = "", open_methods: Collection[str] = ()
+) -> grpc.GenericRpcHandler:
     """One handler for all methods of `service`; `servicer` has a coroutine method of the same name for each.
 
     It is given the message, the context and who calls. A method whose caller streams receives an async iterator of
     messages; one that streams answers with `context.write`.
 
-    caller   who makes a call; raises Unauthenticated
+    caller         who makes a call; raises Unauthenticated
+    name           that callers know the service by, if it is not that of its descriptor
+    open_methods   those that need no credentials
     """
-    handlers = {method.name: _handler(method, getattr(servicer, method.name), caller) for method in service.methods}
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+    handlers = {
+        method.name: _handler(
+            method, getattr(servicer, method.name), _anyone if method.name in open_methods else caller
+        )
+        for method in service.methods
+    }
+    return grpc.method_handlers_generic_handler(name or service.full_name, handlers)
+
+
+def refusing_handler(name: str, methods: Mapping[str, str]) -> grpc.GenericRpcHandler:
+    """Methods of a service that are not offered, each with the reason."""
+
+    def refusing(why: str) -> grpc.RpcMethodHandler[Any, Any]:
+        async def refuse(request: Any, context: Context) -> Any:
+            raise Unimplemented(why)
+
+        return grpc.unary_unary_rpc_method_handler(_ending_in_status(refuse))
+
+    return grpc.method_handlers_generic_handler(name, {method: refusing(why) for method, why in methods.items()})
+
+
+def _anyone(context: Context) -> Tenant:
+    return ANYONE
 
 
 def _handler(

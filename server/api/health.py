@@ -28,6 +28,10 @@ class HealthServicer:
         self._is_serving = False
         self._changed = asyncio.Event()
 
+    @property
+    def is_serving(self) -> bool:
+        return self._is_serving
+
     def set_serving(self, is_serving: bool) -> None:
         self._is_serving = is_serving
         self._changed.set()

@@ -13,7 +13,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from adapterd.v1 import adapters_pb2, inference_pb2
+from server.api import oip
 from server.api.admin import AdaptersServicer
+from server.api.answering import Answering
 from server.api.certificates import Certificates
 from server.api.gate import Gate
 from server.api.handlers import service_handler
@@ -21,15 +23,15 @@ from server.api.health import HealthServicer
 from server.api.publish import Publisher
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
-from server.core import ANYONE
 from server.errors import InvalidInput
 from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.recent import Recent
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
 ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["Adapters"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
-SERVICES = (INFERENCE.full_name, ADAPTERS.full_name)
+SERVICES = (INFERENCE.full_name, ADAPTERS.full_name, oip.PUBLIC_NAME)
 
 # Calls that gRPC has received and not handed over would end as CANCELLED; this long they are told UNAVAILABLE.
 LINGER_S = 0.1
@@ -57,7 +59,9 @@ class Listener:
         metrics: Metrics,
         gate: Gate,
         more: Sequence[tuple[ServiceDescriptor, object]] = (),
+        recent: Recent | None = None,
     ) -> None:
+        self._answering = Answering(pipeline, config, metrics, recent)
         self._gate = gate
         self._more = more
         self._pipeline = pipeline
@@ -77,24 +81,33 @@ class Listener:
         """
         host, gate = self._config.host, self._gate
         server = grpc.aio.server(options=_options(self._config, shared))
-        inference = InferenceServicer(self._pipeline, self._config, self._metrics, gate.caller)
+        inference = InferenceServicer(self._answering, self._config.max_requests_per_batch, gate.caller)
         engine, folder = self._pipeline.engine, self._config.publish_folder
+        info = self._pipeline.tokenizer.base
+        protocol = oip.OipServicer(
+            engine, self._answering, info, lambda: self._health.is_serving, gate.caller, gate.audit
+        )
         publisher = Publisher(
             engine,
             Path(folder) if folder else None,
             self._config.max_publish_bytes,
             gate.audit,
-            self._pipeline.tokenizer.base,
+            info,
         )
         handlers = (
             service_handler(INFERENCE, inference, gate.caller),
             service_handler(ADAPTERS, AdaptersServicer(engine, self._base, publisher, gate.audit), gate.caller),
-            service_handler(HEALTH, self._health, lambda context: ANYONE),  # probes have no credentials
+            service_handler(oip.SERVICE, protocol, gate.caller, name=oip.PUBLIC_NAME, open_methods=oip.OPEN_METHODS),
+            oip.refusing(),
+            # probes have no credentials
+            service_handler(HEALTH, self._health, gate.caller, open_methods=[one.name for one in HEALTH.methods]),
             *(service_handler(service, servicer, gate.caller) for service, servicer in self._more),
         )
         server.add_generic_rpc_handlers(handlers)
         more = [service.full_name for service, _ in self._more]
-        reflection.enable_server_reflection((*SERVICES, *more, HEALTH.full_name, reflection.SERVICE_NAME), server)
+        shown = (*SERVICES, *more, HEALTH.full_name, reflection.SERVICE_NAME)
+        pool = oip.reflection_pool([name for name in shown if name != oip.PUBLIC_NAME])
+        reflection.enable_server_reflection(shown, server, pool=pool)
         try:
             bound = await self._bind(server, f"{host}:{port}")
         except RuntimeError as error:

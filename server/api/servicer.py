@@ -1,47 +1,38 @@
-"""Stage 0, Inference: convert, call the pipeline, convert back."""
+"""Stage 0, Inference: the RPCs that answer requests."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Protocol
-
-import grpc
 
 from adapterd.v1 import inference_pb2 as v1
-from server.api.convert import to_request, to_response
+from server.api.answering import Answering
 from server.api.handlers import Caller, Context
-from server.api.status import as_adapterd_error, code_of, to_status
+from server.api.status import to_status
 from server.api.stream import answer_stream
-from server.config import ApiConfig
-from server.core import Reply, Request, Tenant, Timings
-from server.errors import AdapterdError, InvalidInput, Overloaded
-from server.metrics import Metrics
+from server.core import Tenant
+from server.errors import AdapterdError, InvalidInput
 
-CLOCK_S = 0.02
-
-
-class Pipeline(Protocol):
-    async def infer(self, request: Request) -> Reply: ...
+ROUTE = "x-adapter"  # what balancers route by
 
 
 class InferenceServicer:
     """The RPCs of `adapterd.v1.Inference`, named as in the proto."""
 
-    def __init__(self, pipeline: Pipeline, config: ApiConfig, metrics: Metrics, caller: Caller) -> None:
+    def __init__(self, answering: Answering, max_requests_per_batch: int, caller: Caller) -> None:
+        self._answering = answering
+        self._max_requests_per_batch = max_requests_per_batch
         self._caller = caller
-        self._pipeline = pipeline
-        self._config = config
-        self._metrics = metrics
 
     async def Predict(self, message: v1.PredictRequest, context: Context, tenant: Tenant) -> v1.PredictResponse:
-        return await self._predict("Predict", message, deadline_of(context), tenant)
+        check_route(context, message.adapter)
+        return await self._answering.answer("Predict", message, deadline_of(context), tenant)
 
     async def PredictBatch(
         self, message: v1.PredictBatchRequest, context: Context, tenant: Tenant
     ) -> v1.PredictBatchResponse:
-        limit = self._config.max_requests_per_batch
+        limit = self._max_requests_per_batch
         if not 1 <= len(message.requests) <= limit:
             raise InvalidInput(f"{len(message.requests)} requests are not between 1 and {limit}, the limit")
         deadline = deadline_of(context)
@@ -78,33 +69,9 @@ class InferenceServicer:
     ) -> v1.Outcome:
         """One request among several: its failure is an answer."""
         try:
-            return v1.Outcome(response=await self._predict(method, message, deadline, tenant))
+            return v1.Outcome(response=await self._answering.answer(method, message, deadline, tenant))
         except AdapterdError as error:
             return v1.Outcome(error=to_status(error))
-
-    async def _predict(
-        self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant
-    ) -> v1.PredictResponse:
-        """Answer one request and count it. Raises AdapterdError only."""
-        started, timings, code = time.monotonic(), Timings(), grpc.StatusCode.CANCELLED
-        try:
-            reply = await self._pipeline.infer(to_request(message, self._config, deadline, tenant))
-            timings, code = reply.timings, grpc.StatusCode.OK
-            self._metrics.tenant_done(tenant.name, sum(result.num_tokens for result in reply.results))
-            return to_response(reply)
-        except asyncio.CancelledError:
-            code = _code_of_leaving(deadline, started)
-            raise
-        except Exception as error:
-            known = as_adapterd_error(error)
-            code = code_of(known)
-            if isinstance(known, Overloaded):
-                self._metrics.refusal_took(time.monotonic() - started)
-            else:
-                self._metrics.tenant_failed(tenant.name)
-            raise known from (None if known is error else error)
-        finally:
-            self._metrics.request_done(method, code.name, timings, time.monotonic() - started)
 
 
 def deadline_of(context: Context) -> float | None:
@@ -113,14 +80,14 @@ def deadline_of(context: Context) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
-def _code_of_leaving(deadline: float | None, started: float) -> grpc.StatusCode:
-    """Why gRPC cancelled a call: its time is up, or its caller left.
-
-    A caller's own clock may be ahead by the way here and by the hundredth that gRPC rounds a timeout up to.
-    """
-    if deadline is not None and time.monotonic() >= deadline - CLOCK_S - (deadline - started) / 100:
-        return grpc.StatusCode.DEADLINE_EXCEEDED
-    return grpc.StatusCode.CANCELLED
+def check_route(context: Context, adapter: str) -> None:
+    """Raises InvalidInput where a call was routed by another adapter than it asks for."""
+    for key, value in context.invocation_metadata() or ():
+        if key == ROUTE and value != adapter:
+            raise InvalidInput(
+                f"the metadata {ROUTE} is {str(value)[:128]!r} and the request asks for {adapter[:128]!r}; make them"
+                " agree, or leave it out"
+            )
 
 
 def _earlier(deadline: float | None, message: v1.PredictStreamRequest) -> float | None:

@@ -37,7 +37,7 @@ Wire = tuple[Any, ...]
 def encode_work(work: Work, base: BaseInfo) -> Wire:
     parameters = (work.parameters.top_k, work.parameters.pooling.value)  # the rest is for reading and shaping
     questions = [_encode_question(question, base) for question in work.questions]
-    routing = (work.heads, work.skip_layers, work.sticky_key, work.priority, work.tenant)
+    routing = (work.heads, work.skip_layers, work.sticky_key, work.priority, work.tenant, work.version)
     return work.adapter, questions, parameters, work.deadline, *routing
 
 
@@ -74,6 +74,14 @@ def _decode_encoding(ids: bytes, types: bytes, words: bytes) -> Encoding:
 def encode_computed(computed: Computed) -> Wire:
     outputs = [_encode_output(output) for output in computed.outputs]
     return _pickled(computed.answerer), outputs, computed.ready_s
+
+
+def encode_answerer(answerer: Answerer) -> bytes:
+    return _pickled(answerer)
+
+
+def decode_answerer(data: bytes) -> Answerer:
+    return _unpickled(data)
 
 
 def decode_computed(answerer: bytes, outputs: list[Wire], ready_s: float) -> Computed:

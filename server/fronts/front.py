@@ -24,6 +24,7 @@ from server.fronts.remote import RemoteEngine
 from server.ledger import Ledger
 from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.recent import Recent
 from server.tenants import Tenants
 from server.tokenizer import Tokenizer
 from server.totals import Snapshot, snapshot
@@ -58,6 +59,7 @@ class Front:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.tenants = Tenants()
+        self.recent = Recent()
         handlers: dict[str, Handler] = {
             "start": self.start,
             "drain": self.drain,
@@ -73,12 +75,12 @@ class Front:
         logging.getLogger().setLevel(setup.log_level)
         api = setup.api
         self.tenants.replace(setup.tenants)
-        ledger = Ledger.open(setup.ledger_fd, api.frontends, setup.number)
+        ledger = Ledger.open(setup.ledger_fd, api.frontends + 1, setup.number)
         admission = Admission(api, self.metrics, setup.info, self.tenants, ledger)
         tokenizer = await asyncio.to_thread(Tokenizer, setup.tokenizer, setup.info, api.num_tokenizer_threads)
         pipeline = Pipeline(admission, tokenizer, RemoteEngine(self.peer, setup.info, self.tenants), self.metrics)
         gate = Gate(self.tenants, Audit(api.audit_log), self.metrics)
-        self._listener = Listener(pipeline, api, setup.base, self.metrics, gate)
+        self._listener = Listener(pipeline, api, setup.base, self.metrics, gate, recent=self.recent)
         await self._listener.start(setup.port, shared=True)
         self._push()
 
@@ -100,6 +102,8 @@ class Front:
     def _push(self) -> None:
         """Tell what was counted. Pushed and not asked for, so that a scrape waits for no process."""
         self.peer.tell("counted", snapshot(self.metrics))
+        if notes := self.recent.take_errors():
+            self.peer.tell("failed", notes)
         asyncio.get_running_loop().call_later(PUSH_S, self._push)
 
     def _leave(self) -> None:

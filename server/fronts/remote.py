@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from server.core import AdapterStatus, BaseInfo, Wanted
-from server.engine import Computed, Page, Work
-from server.fronts.codec import decode_computed, encode_work
+from server.engine import Answerer, Computed, Page, Work
+from server.fronts.codec import decode_answerer, decode_computed, encode_work
 from server.fronts.peer import Peer
 from server.tenants import Tenants
+from server.usage import Usage
 
 MAX_KNOWN = 4096  # expressions that are not checked again
 
@@ -38,6 +39,13 @@ class RemoteEngine:
     async def compute(self, work: Work) -> Computed:
         return decode_computed(*await self._peer.call("compute", *encode_work(work, self._base)))
 
+    async def describe(self, expression: str, tenant: str, version: str = "") -> Answerer:
+        return decode_answerer(await self._peer.call("describe", expression, tenant, version))
+
+    async def usage(self, names: Sequence[str], tenant: str) -> Sequence[tuple[str, Usage]]:
+        usages: Sequence[tuple[str, Usage]] = await self._peer.call("usage", list(names), tenant)
+        return usages
+
     async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page:
         page: Page = await self._peer.call("list", wanted, after, limit)
         return page
@@ -45,6 +53,10 @@ class RemoteEngine:
     async def get(self, name: str, tenant: str) -> AdapterStatus:
         status: AdapterStatus = await self._peer.call("get", name, tenant)
         return status
+
+    async def card(self, name: str, tenant: str) -> str:
+        card: str = await self._peer.call("card", name, tenant)
+        return card
 
     async def load(self, name: str, tenant: str, percent: int = 100) -> tuple[AdapterStatus, str]:
         loaded: tuple[AdapterStatus, str] = await self._peer.call("load", name, tenant, percent)

@@ -20,6 +20,7 @@ from server.fronts.process import FrontProcess
 from server.fronts.service import handlers_of
 from server.ledger import Ledger
 from server.metrics import Metrics
+from server.recent import ErrorNote, Recent
 from server.tenants import Tenants
 from server.totals import Snapshot, Totals
 
@@ -33,8 +34,16 @@ class Supervisor:
     """Owns the port and the processes. All on the event loop's thread."""
 
     def __init__(
-        self, api: ApiConfig, engine: Engine, metrics: Metrics, totals: Totals, ledger: Ledger, tenants: Tenants
+        self,
+        api: ApiConfig,
+        engine: Engine,
+        metrics: Metrics,
+        totals: Totals,
+        ledger: Ledger,
+        tenants: Tenants,
+        recent: Recent,
     ) -> None:
+        self._recent = recent
         self._ledger = ledger
         self._tenants = tenants
         self._api = api
@@ -107,7 +116,10 @@ class Supervisor:
             if self._fronts.get(number) is front:  # what comes after its end has been added up already
                 self._totals.put(number, snapshot)
 
-        front = FrontProcess({**self._handlers, "counted": counted})
+        async def failed(notes: list[ErrorNote]) -> None:
+            self._recent.add(notes)
+
+        front = FrontProcess({**self._handlers, "counted": counted, "failed": failed})
         try:
             await front.start(replace(setup, tenants=self._tenants.all))
         except BaseException:

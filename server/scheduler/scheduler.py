@@ -30,7 +30,7 @@ from server.scheduler.replies import Outcome, as_ours, is_dead, is_late, resolve
 
 MAX_RUNNING = 2  # one batch computes, the next waits at the runner, which takes them one after the other
 LEAD_S = 0.02  # before the one ends, for the next to be formed: what comes until then need not wait for the one after
-BUSY_BATCHES = 3  # full ones: two that run, and one that waits while they do
+BUSY_BATCHES = 2  # full ones: one that runs, and one that is formed while it does
 
 Acquire = Callable[[Adapter | None], SlotLease | None]
 Run = Callable[[Batch], Awaitable[Sequence[Outcome]]]
@@ -46,6 +46,7 @@ class Scheduler:
     run         computes a batch: when it returns, every slot that was unwritten holds its adapter
     weight_of   share of the device by tenant, while others wait too
     on_pace     told after every batch, see `server.ledger.Pace`
+    on_batch    told of every batch that was computed, with its seconds
     on_fault    told once that the device answers nothing any more
     """
 
@@ -58,6 +59,7 @@ class Scheduler:
         *,
         weight_of: Callable[[str], float] = lambda tenant: 1.0,
         on_pace: Callable[[Pace], None] = lambda pace: None,
+        on_batch: Callable[[Batch, float], None] = lambda batch, seconds: None,
         on_fault: Callable[[DeviceFault], None] = lambda fault: None,
     ) -> None:
         self._config = config
@@ -65,6 +67,7 @@ class Scheduler:
         self._run = run
         self._metrics = metrics
         self._on_pace = on_pace
+        self._on_batch = on_batch
         self._on_fault = on_fault
 
         self._turns = DeficitRoundRobin(weight_of=weight_of)
@@ -343,6 +346,7 @@ class Scheduler:
             self._metrics.batch_done(info.num_samples, info.num_tokens, info.num_adapters, done.compute_s)
             self._budget.grow()
             self._measure(done)
+            self._on_batch(batch, done.compute_s)
         tenants = {sample.tenant for other in self._running for sample in other.samples}
         self._on_pace(
             Pace(self._progress.tokens_per_s, self._turns.weights(tenants), BUSY_BATCHES * self._budget.tokens)

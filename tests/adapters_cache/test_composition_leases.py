@@ -49,7 +49,7 @@ class Shelf:
     def is_shared(self, name: str) -> bool:
         return False
 
-    async def ready(self, name: str, key: str = "") -> Lease:
+    async def ready(self, name: str, key: str = "", version: str = "") -> Lease:
         self.get(name)
         if name == "bad":
             raise Overloaded("no room")

@@ -236,6 +236,16 @@ async def test_work_that_waits_is_bounded_in_seconds_and_in_an_overload_by_what_
     assert b'adapterd_refused_total{reason="queue"} 26.0' in metrics.render()
 
 
+async def test_an_overload_is_of_the_tenant_that_makes_it(metrics: Metrics) -> None:
+    ledger = Ledger.local()
+    ledger.set_pace(Pace(tokens_per_s=1000, weights=2.0, busy_tokens=40))
+    a, b = tenants = declared(A, B)
+    ledger.refused(a.index)
+    admission = make_admission(metrics, tenants, ledger)
+    assert sum(await admitted(admission, [asking(a)] * 8)) == 4
+    assert sum(await admitted(admission, [asking(b)] * 8)) == 8
+
+
 async def test_what_a_crowd_has_waiting_keeps_nobody_else_out(metrics: Metrics) -> None:
     ledger = Ledger.local()
     ledger.set_pace(Pace(tokens_per_s=100, weights=2.0, busy_tokens=40))
@@ -281,5 +291,5 @@ async def test_work_that_cannot_make_its_deadline_is_refused_at_once(metrics: Me
 async def test_whoever_has_nothing_inside_comes_in_however_long_the_request(metrics: Metrics) -> None:
     ledger = Ledger.local()
     ledger.set_pace(Pace(tokens_per_s=1, weights=1.0, busy_tokens=1))
-    ledger.refused()
+    ledger.refused(ANYONE.index)
     assert await admitted(make_admission(metrics, ledger=ledger), [asking(num_tokens=90)]) == [True]

@@ -529,5 +529,5 @@ async def test_the_pace_of_the_device_is_told_after_every_batch_and_known_from_f
     await bench.scheduler.start()
     for num_tokens in (10, 80, 10):
         await bench.scheduler.submit(make_sample(num_tokens=num_tokens))
-    assert told == [Pace(rate, weights=0.0, busy_tokens=300) for rate in (0, 40_000, 40_000)]
+    assert told == [Pace(rate, weights=0.0, busy_tokens=200) for rate in (0, 40_000, 40_000)]
     await bench.scheduler.stop()

@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from wire import FakePipeline, make_reply, predict, predict_batch, predict_stream, request_of, serve_inference
 
 from adapterd.v1 import inference_pb2 as v1
+from server.api.answering import Answering
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
 from server.core import ANYONE, Reply, Request
@@ -220,6 +221,9 @@ class Call:
     def time_remaining(self) -> float | None:
         return self._remaining_s
 
+    def invocation_metadata(self) -> None:
+        return None
+
 
 @pytest.mark.parametrize(
     ("remaining_s", "outcome"),
@@ -234,7 +238,8 @@ async def test_a_cancelled_call_is_counted_by_its_cause(remaining_s: float | Non
         return make_reply(request)
 
     metrics = Metrics()
-    servicer = InferenceServicer(FakePipeline(infer), ApiConfig(), metrics, lambda context: ANYONE)
+    answering = Answering(FakePipeline(infer), ApiConfig(), metrics)
+    servicer = InferenceServicer(answering, 8, lambda context: ANYONE)
     call: Any = Call(remaining_s)
     task = asyncio.create_task(servicer.Predict(request_of("a", "x"), call, ANYONE))
     await started.wait()
@@ -249,7 +254,6 @@ async def test_our_own_error_is_raised_as_it_is() -> None:
 
     call: Any = Call(None)
     with pytest.raises(AdapterNotFound) as caught:
-        await InferenceServicer(FakePipeline(infer), ApiConfig(), Metrics(), lambda context: ANYONE).Predict(
-            request_of("a", "x"), call, ANYONE
-        )
+        answering = Answering(FakePipeline(infer), ApiConfig(), Metrics())
+        await InferenceServicer(answering, 8, lambda context: ANYONE).Predict(request_of("a", "x"), call, ANYONE)
     assert caught.value.__cause__ is None

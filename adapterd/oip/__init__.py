@@ -1,0 +1,1 @@
+"""The Open Inference Protocol as messages: generated, under a package of its own."""

@@ -1,0 +1,1 @@
+"""Version 2; see protos/adapterd/oip/v2/inference.proto."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,13 @@ class Served:
     def memory_mib(self) -> float:
         return memory_mib(self.pid)
 
-    def metrics(self) -> dict[str, float]:
-        """Every series by its name and labels, as the server shows them."""
-        with urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=10) as reply:
+    def metrics(self, token: str = "") -> dict[str, float]:
+        """Every series by its name and labels, as the server shows them.
+
+        token   of a tenant that can_observe, where tenants are declared
+        """
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        with urlopen(Request(f"http://127.0.0.1:{self.http_port}/metrics", headers=headers), timeout=10) as reply:
             lines = reply.read().decode().splitlines()
         pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {series: float(value) for series, _, value in pairs}

@@ -36,6 +36,7 @@ CRASH_EVERY_S, CRASH_AFTER_S = 10.0, 0.5
 TOLERANCE = 1e-4
 WARM_UP = 0.25  # of the time
 SAMPLE_S = 1.0
+MIB = 1 << 20
 TOKEN = "token-of-the-soak"
 CRASHING = """
 import asyncio, sys
@@ -55,10 +56,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at the server's process."""
+    """One look at the server's process. `kept_mib` of its memory is free, in the heap."""
 
     at_s: float
     memory_mib: float
+    kept_mib: float
     num_descriptors: int
     num_threads: int
 
@@ -88,9 +90,9 @@ class SoakReport:
 
     @property
     def slope_mb_per_h(self) -> float:
-        """Of a line through the process's own memory after the warm-up (least squares)."""
-        at, rss = np.array([(sample.at_s, sample.memory_mib) for sample in self.steady]).T
-        return float(np.polyfit(at, rss, 1)[0] * 3600 * 1.048576)
+        """Of a line through the memory that is in use after the warm-up (least squares)."""
+        at, used = np.array([(sample.at_s, sample.memory_mib - sample.kept_mib) for sample in self.steady]).T
+        return float(np.polyfit(at, used, 1)[0] * 3600 * 1.048576)
 
     def growth(self, what: str) -> int:
         """Of the last tenth over the first after the warm-up, medians."""
@@ -103,7 +105,7 @@ class SoakReport:
         return (
             at_most(f"wrong answers, of {self.seen.answers:,}", self.seen.wrong, 0),
             at_most("errors of callers to whom nothing was done", sum(self.seen.errors.values()), 0),
-            at_most("memory after the warm-up, MB/h", self.slope_mb_per_h, 1.0),
+            at_most("memory in use after the warm-up, MB/h", self.slope_mb_per_h, 1.0),
             at_most("descriptors more", self.growth("num_descriptors"), 0),
             at_most("threads more", self.growth("num_threads"), 0),
         )
@@ -117,6 +119,7 @@ def run(plan: Plan, command: str) -> SoakReport:
         paths = publish(base, folder / "adapters", NUM_ADAPTERS)
         size = sum(file.stat().st_size for file in paths[0].iterdir())
         declared = f'[soak]\ncredentials = ["{PREFIX}{digest_of(TOKEN)}"]\nadapters = ["*"]\ncan_load = true\n'
+        declared += "can_observe = true\n"
         (folder / "tenants.toml").write_text(declared)
         options = ["--base", str(folder / "base"), "--adapters", str(folder / "adapters"), "--dtype", "float32"]
         options += ["--disk", str(folder / "disk"), "--tenants", str(folder / "tenants.toml"), "--batch-tokens", "1024"]
@@ -217,7 +220,9 @@ class _Soak:
                 at = time.monotonic() - started
                 process = Path(f"/proc/{self._server.pid}")
                 num_descriptors, num_threads = (len(os.listdir(process / name)) for name in ("fd", "task"))
-                sample = Sample(at, self._server.memory_mib, num_descriptors, num_threads)
+                heap = await asyncio.to_thread(self._server.metrics, TOKEN)
+                kept_mib = heap['adapterd_heap_bytes{state="free"}'] / MIB
+                sample = Sample(at, self._server.memory_mib, kept_mib, num_descriptors, num_threads)
                 self._seen.samples.append(sample)
                 text = f"{self._seen.answers:,} answers, {sample.memory_mib:.0f} MiB"
                 bar.update(task, completed=at, description=text)

@@ -40,8 +40,9 @@ SOAK = f"""\
 {soak.NUM_CALLERS} callers ask without pause for {soak.NUM_ADAPTERS} adapters, of which {soak.NUM_RESIDENT} fit into
 host memory; one call in {1 / soak.CANCEL_SHARE:.0f} is cancelled, adapters are loaded, unloaded, pinned and
 prefetched, the tenants file is read again, and every {soak.CRASH_EVERY_S:g} seconds a client with open calls is
-killed. The slope is that of a line through the memory of its own that the process has, after the first
-{soak.WARM_UP:.0%} of the time."""
+killed. The slope is that of a line through the memory in use, after the first {soak.WARM_UP:.0%} of the time: what the
+process has of its own, without the part of its heap that is free. The server keeps that on purpose, up to 512 MB, so
+that the next batch need not ask the system for it; it is as large as loads and batches ever were together."""
 
 
 def print_figures(report: OverloadReport | FairnessReport | SoakReport | ChaosReport) -> None:
@@ -159,8 +160,10 @@ def _shares(axis: Axes, report: FairnessReport) -> None:
 
 def _memory(axis: Axes, report: SoakReport) -> None:
     samples = report.seen.samples
-    axis.plot(
-        [sample.at_s / 60 for sample in samples], [sample.memory_mib for sample in samples], color=COLORS[0], lw=1
-    )
+    at = [sample.at_s / 60 for sample in samples]
+    axis.plot(at, [sample.memory_mib for sample in samples], color=COLORS[1], lw=1, label="of the process")
+    in_use = [sample.memory_mib - sample.kept_mib for sample in samples]
+    axis.plot(at, in_use, color=COLORS[0], lw=1, label="in use")
+    axis.legend(frameon=False)
     axis.axvline(report.plan.seconds * soak.WARM_UP / 60, color=COLORS[3], lw=1, ls=":")
     axis.set(xlabel="minutes", ylabel="MiB", ylim=(0, None))

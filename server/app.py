@@ -34,6 +34,7 @@ from server.http.bridge import Bridge
 from server.http.server import HttpServer
 from server.http.state import State
 from server.ledger import Ledger
+from server.memory import heap_bytes
 from server.metrics import Metrics
 from server.model.base import Base, load_base
 from server.model.calibration import calibrate_runner
@@ -44,12 +45,14 @@ from server.probe import Prober, load_plain
 from server.recent import Recent
 from server.scheduler.scheduler import Scheduler
 from server.tenants import Tenants, read_tenants
-from server.threads import run_alone
+from server.threads import full_pool, run_alone
 from server.tokenizer import Tokenizer, serialized
 from server.totals import Totals
 from server.watched import Watched
 
 log = logging.getLogger("adapterd")
+
+NUM_WORKERS = 6  # threads for whatever blocks for a moment
 
 MoreServices = Callable[[ServerConfig, Base], Sequence[tuple[ServiceDescriptor, object]]]
 
@@ -94,6 +97,8 @@ class App:
     async def _start(self, started: AsyncExitStack) -> None:
         started.callback(self.audit.close)
         self._warn()
+        asyncio.get_running_loop().set_default_executor(full_pool(NUM_WORKERS))
+        self.metrics.watch_heap(heap_bytes)
         base = await run_alone(load_base, self.config.model)
         self.base = _describe(base)
         self.ledger = self._start_ledger(started)

@@ -35,6 +35,25 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in wanted.items()])
 
 
+class _MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "used", "free", "keepcost")
+    ]
+
+
+def heap_bytes() -> tuple[int, int]:
+    """Of the C library's heap: in use, and free but kept. Zeros with other libraries than glibc."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0, 0
+    mallinfo2.restype = _MallInfo
+    info = mallinfo2()
+    return int(info.used), int(info.free)
+
+
 @contextmanager
 def settled() -> Iterator[None]:
     """Have the interpreter set up for serving, once everything has started.

@@ -9,7 +9,7 @@ The recording methods may be called from any thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary, generate_latest
@@ -44,6 +44,11 @@ class Metrics:
     def render(self) -> bytes:
         """All series in the Prometheus text format."""
         return generate_latest(self.registry)
+
+    def watch_heap(self, measure: Callable[[], tuple[int, int]]) -> None:
+        """Show what `measure` says at each scrape: bytes in use, and free but kept."""
+        self._heap.labels("used").set_function(lambda: measure()[0])
+        self._heap.labels("free").set_function(lambda: measure()[1])
 
     def build(self, **facts: str) -> None:
         """What runs here (version, base, device, ...), shown as labels of `adapterd_build_info`."""
@@ -217,6 +222,7 @@ class Metrics:
 
     def _define_requests(self) -> None:
         self._build = Info("adapterd_build", "What runs here.", registry=self.registry)
+        self._heap = self._gauge("heap_bytes", "Of the C library's heap; what is free is kept.", ("state",))
         self._requests_total = self._counter("requests", "Calls answered, by status code.", ("method", "outcome"))
         self._requests: dict[tuple[str, str], Counter] = {}
         durations = self._histogram("request_duration_seconds", "Time in each stage.", LATENCY_BUCKETS_S, ("stage",))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -34,3 +35,11 @@ async def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
 
     threading.Thread(target=work, daemon=True).start()
     return await done
+
+
+def full_pool(num_threads: int) -> ThreadPoolExecutor:
+    """A pool whose threads all run already: one that grows when it is busy looks like a leak for days."""
+    pool = ThreadPoolExecutor(num_threads, "worker")
+    together = threading.Barrier(num_threads)
+    wait([pool.submit(together.wait) for _ in range(num_threads)])
+    return pool

@@ -150,7 +150,8 @@ async def test_what_is_no_request_is_refused_with_its_reason(app: App) -> None:
         ("/v1/embeddings", {"model": "base", "input": [[1, -5]]}, {}, 400, "-5"),
         ("/console/adapters?limit=0", None, {}, 400, "limit 0"),
         ("/console/adapters?tier=x", None, {}, 400, "TIER_DEVICE"),
-        ("/console/..%2f..%2fapp.py", None, {}, 404, "no file"),
+        ("/console/..%2f..%2fapp.py", None, {}, 404, "Not Found"),
+        ("/console/app.py", None, {}, 404, "no file"),
         ("/nowhere", None, {}, 404, "Not Found"),
     ]:
         got, answer = await asyncio.to_thread(lambda p=path, b=body, h=headers: fetch(app, p, b, **h))

@@ -48,6 +48,7 @@ from server.tenants import Tenants, read_tenants
 from server.threads import full_pool, run_alone
 from server.tokenizer import Tokenizer, serialized
 from server.totals import Totals
+from server.tracing import tracing_of
 from server.watched import Watched
 
 log = logging.getLogger("adapterd")
@@ -203,16 +204,20 @@ class App:
         threads = self.config.api.num_tokenizer_threads
         tokenizer = await asyncio.to_thread(Tokenizer, base.tokenizer_path, base.info, threads)
         started.callback(tokenizer.close)
-        return Pipeline(self.admission, tokenizer, engine, self.metrics)
+        pipeline = Pipeline(self.admission, tokenizer, engine, self.metrics)
+        tracing = tracing_of(self.config.api)
+        if tracing is not None:
+            started.push_async_callback(asyncio.to_thread, tracing.close)
+        self.answering = Answering(pipeline, self.config.api, self.metrics, self.recent, tracing)
+        return pipeline
 
     async def _start_http(self, pipeline: Pipeline, started: AsyncExitStack) -> None:
         api, engine = self.config.api, pipeline.engine
-        answering = Answering(pipeline, api, self.metrics, self.recent)
         info = pipeline.tokenizer.base
         parts = Parts(
             engine=engine,
-            answering=answering,
-            protocol=OipServicer(engine, answering, info, lambda: self.is_serving, self.gate.caller, self.audit),
+            answering=self.answering,
+            protocol=OipServicer(engine, self.answering, info, lambda: self.is_serving, self.gate.caller, self.audit),
             bridge=Bridge(asyncio.get_running_loop(), self.gate),
             state=State(self.metrics, self.totals, self.tenants, self.ledger, self.recent, time.time()),
             registry=self.totals.registry,
@@ -225,7 +230,7 @@ class App:
 
     async def _start_listener(self, pipeline: Pipeline, base: Base, started: AsyncExitStack) -> None:
         api, more = self.config.api, self._more(self.config, base)
-        listener = Listener(pipeline, api, self.base, self.metrics, self.gate, more, self.recent)
+        listener = Listener(pipeline, api, self.base, self.metrics, self.gate, self.answering, more)
         self.grpc_port = await listener.start(api.port)
         started.push_async_callback(listener.drain)
         self._set_serving = listener.set_serving

@@ -118,10 +118,14 @@ class ApiConfig:
     num_tokenizer_threads: int = 2  # of each front
     publish_folder: str = ""  # where Publish keeps adapters, the first of cache.adapters; then any caller may publish
     max_publish_bytes: int = 512 * MIB  # of one adapter's files; disk
+    trace: str = ""  # collector that takes OTLP over gRPC, "http://127.0.0.1:4317"; needs the extra "trace"
+    trace_share: float = 0.01  # of requests whose caller does not say whether it traces them; time, and the collector's
     frontends: int = 0  # gRPC processes on the port, each with memory and a core of its own; 0: the engine's process
 
     def __post_init__(self) -> None:
         _require_text(self, "host", "http_host")
+        if not 0 <= self.trace_share <= 1:
+            raise InvalidInput(f"trace_share {self.trace_share:g} is not between 0 and 1")
         _require_at_least(0, self, "port", "http_port", "frontends")
         _require_at_most(MAX_PORT, self, "port", "http_port")
         _require_at_most(MAX_FRONTENDS, self, "frontends")

@@ -56,8 +56,10 @@ class Metrics:
 
     # requests
 
-    def request_done(self, method: str, outcome: str, timings: Timings, total_s: float) -> None:
+    def request_done(self, method: str, outcome: str, timings: Timings, total_s: float, trace_id: str = "") -> None:
         """A call was answered; `outcome` is the name of its status code.
+
+        trace_id   where the request was traced: an exemplar of its latency
 
         Stages it never reached are 0 and left out.
         """
@@ -66,17 +68,12 @@ class Metrics:
             child = self._requests_total.labels(method, outcome)
             self._requests[method, outcome] = child
         child.inc()
-        durations = (
-            timings.admit_s,
-            timings.tokenize_s,
-            timings.ready_s,
-            timings.queue_s,
-            timings.compute_s,
-            total_s,
-        )
-        for observer, seconds in zip(self._durations, durations, strict=True):
+        durations = (timings.admit_s, timings.tokenize_s, timings.ready_s, timings.queue_s, timings.compute_s)
+        *stages, total = self._durations
+        for observer, seconds in zip(stages, durations, strict=True):
             if seconds > 0:
                 observer.observe(seconds)
+        total.observe(total_s, {"trace_id": trace_id} if trace_id else None)
 
     def in_flight(self, num_requests: int) -> None:
         self._in_flight.set(num_requests)

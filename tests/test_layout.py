@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server.recent",
         "server.watched",
     ),
-    ("server.totals", "server.tenants", "server.audit", "server.restart"),
+    ("server.totals", "server.tracing", "server.tenants", "server.audit", "server.restart"),
     (
         "server.admission",
         "server.tokenizer",

@@ -16,6 +16,7 @@ from server.core import Reply, Request, Tenant, Timings
 from server.errors import Overloaded
 from server.metrics import Metrics
 from server.recent import Recent
+from server.tracing import Traced, Tracing
 
 CLOCK_S = 0.02
 
@@ -27,18 +28,27 @@ class Pipeline(Protocol):
 class Answering:
     """Answers requests, and counts them."""
 
-    def __init__(self, pipeline: Pipeline, config: ApiConfig, metrics: Metrics, recent: Recent | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config: ApiConfig,
+        metrics: Metrics,
+        recent: Recent | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._config = config
         self._metrics = metrics
         self._recent = recent or Recent()
+        self._tracing = tracing
 
     async def answer(
-        self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant
+        self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant, parent: str = ""
     ) -> v1.PredictResponse:
         """Answer one request and count it as one of `method`. Raises AdapterdError only.
 
         deadline   on the clock of `time.monotonic`
+        parent     the caller's traceparent
         """
         started, timings, code = time.monotonic(), Timings(), grpc.StatusCode.CANCELLED
         try:
@@ -59,7 +69,12 @@ class Answering:
             self._recent.failed(message.adapter, tenant.name, code.name, known)
             raise known from (None if known is error else error)
         finally:
-            self._metrics.request_done(method, code.name, timings, time.monotonic() - started)
+            total_s = time.monotonic() - started
+            trace_id = ""
+            if self._tracing is not None:
+                done = Traced(method, message.adapter, tenant.name, code.name, timings, total_s, parent)
+                trace_id = self._tracing.record(done)
+            self._metrics.request_done(method, code.name, timings, total_s, trace_id)
 
 
 def _code_of_leaving(deadline: float | None, started: float) -> grpc.StatusCode:

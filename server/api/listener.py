@@ -26,7 +26,6 @@ from server.config import ApiConfig
 from server.errors import InvalidInput
 from server.metrics import Metrics
 from server.pipeline import Pipeline
-from server.recent import Recent
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
 ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["Adapters"]
@@ -48,6 +47,7 @@ log = logging.getLogger("adapterd")
 class Listener:
     """base   as the Adapters service tells of it
     gate   tells callers apart
+    answering   answers requests, whatever they are written in
     more   further services, each with what answers it
     """
 
@@ -58,10 +58,10 @@ class Listener:
         base: adapters_pb2.Base,
         metrics: Metrics,
         gate: Gate,
+        answering: Answering,
         more: Sequence[tuple[ServiceDescriptor, object]] = (),
-        recent: Recent | None = None,
     ) -> None:
-        self._answering = Answering(pipeline, config, metrics, recent)
+        self._answering = answering
         self._gate = gate
         self._more = more
         self._pipeline = pipeline

@@ -26,6 +26,7 @@ from server.oip.answers import to_tensors
 from server.oip.models import PLATFORM, TensorSpec, inputs_of, specs_of
 from server.oip.requests import Value, timeout_s, to_predict
 from server.oip.tensors import BYTES, Tensor
+from server.tracing import parent_of
 from server.usage import Usage
 
 SERVICE = v2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -193,16 +194,17 @@ class OipServicer:
         self, message: v2.ModelInferRequest, context: Context, tenant: Tenant
     ) -> v2.ModelInferResponse:
         check_route(context, message.model_name)
-        return await self._infer("ModelInfer", message, deadline_of(context), tenant)
+        parent = parent_of(context.invocation_metadata())
+        return await self._infer("ModelInfer", message, deadline_of(context), tenant, parent)
 
     async def ModelStreamInfer(
         self, messages: AsyncIterator[v2.ModelInferRequest], context: Context, tenant: Tenant
     ) -> None:
-        deadline = deadline_of(context)
+        deadline, parent = deadline_of(context), parent_of(context.invocation_metadata())
 
         async def answer(message: v2.ModelInferRequest) -> v2.ModelStreamInferResponse:
             try:  # a stream may outlive the right to send on it
-                response = await self._infer("ModelStreamInfer", message, deadline, self._caller(context))
+                response = await self._infer("ModelStreamInfer", message, deadline, self._caller(context), parent)
             except AdapterdError as error:
                 failed = v2.ModelInferResponse(model_name=message.model_name, id=message.id)
                 return v2.ModelStreamInferResponse(error_message=error.message, infer_response=failed)
@@ -255,12 +257,13 @@ class OipServicer:
         return v2.RepositoryModelUnloadResponse()
 
     async def _infer(
-        self, method: str, message: v2.ModelInferRequest, deadline: float | None, tenant: Tenant
+        self, method: str, message: v2.ModelInferRequest, deadline: float | None, tenant: Tenant, parent: str
     ) -> v2.ModelInferResponse:
         parameters = {name: _value(name, parameter) for name, parameter in message.parameters.items()}
         outputs = [output.name for output in message.outputs]
         request = to_predict(message.model_name, message.model_version, _tensors(message), parameters, outputs)
-        response = await self._answering.answer(method, request, earlier(deadline, timeout_s(parameters)), tenant)
+        until = earlier(deadline, timeout_s(parameters))
+        response = await self._answering.answer(method, request, until, tenant, parent)
         answers = to_tensors(response, outputs)
         return v2.ModelInferResponse(
             model_name=message.model_name,

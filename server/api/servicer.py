@@ -13,6 +13,7 @@ from server.api.status import to_status
 from server.api.stream import answer_stream
 from server.core import Tenant
 from server.errors import AdapterdError, InvalidInput
+from server.tracing import parent_of
 
 ROUTE = "x-adapter"  # what balancers route by
 
@@ -27,7 +28,8 @@ class InferenceServicer:
 
     async def Predict(self, message: v1.PredictRequest, context: Context, tenant: Tenant) -> v1.PredictResponse:
         check_route(context, message.adapter)
-        return await self._answering.answer("Predict", message, deadline_of(context), tenant)
+        parent = parent_of(context.invocation_metadata())
+        return await self._answering.answer("Predict", message, deadline_of(context), tenant, parent)
 
     async def PredictBatch(
         self, message: v1.PredictBatchRequest, context: Context, tenant: Tenant
@@ -35,10 +37,10 @@ class InferenceServicer:
         limit = self._max_requests_per_batch
         if not 1 <= len(message.requests) <= limit:
             raise InvalidInput(f"{len(message.requests)} requests are not between 1 and {limit}, the limit")
-        deadline = deadline_of(context)
+        deadline, parent = deadline_of(context), parent_of(context.invocation_metadata())
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._outcome("PredictBatch", request, deadline, tenant))
+                group.create_task(self._outcome("PredictBatch", request, deadline, tenant, parent))
                 for request in message.requests
             ]
         return v1.PredictBatchResponse(outcomes=[task.result() for task in tasks])
@@ -62,14 +64,15 @@ class InferenceServicer:
             tenant = self._caller(context)
         except AdapterdError as error:
             return v1.Outcome(error=to_status(error))
-        return await self._outcome("PredictStream", message.request, _earlier(deadline, message), tenant)
+        parent = parent_of(context.invocation_metadata())
+        return await self._outcome("PredictStream", message.request, _earlier(deadline, message), tenant, parent)
 
     async def _outcome(
-        self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant
+        self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant, parent: str
     ) -> v1.Outcome:
         """One request among several: its failure is an answer."""
         try:
-            return v1.Outcome(response=await self._answering.answer(method, message, deadline, tenant))
+            return v1.Outcome(response=await self._answering.answer(method, message, deadline, tenant, parent))
         except AdapterdError as error:
             return v1.Outcome(error=to_status(error))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from adapterd.v1 import adapters_pb2
 from server.admission import Admission
+from server.api.answering import Answering
 from server.api.gate import Gate
 from server.api.listener import Listener
 from server.audit import Audit
@@ -28,6 +29,7 @@ from server.recent import Recent
 from server.tenants import Tenants
 from server.tokenizer import Tokenizer
 from server.totals import Snapshot, snapshot
+from server.tracing import Tracing, tracing_of
 
 PUSH_S = 1.0  # how old what a scrape shows of this process may be
 
@@ -68,6 +70,7 @@ class Front:
         }
         self.peer = Peer(handlers, on_closed=self._leave)
         self._listener: Listener | None = None
+        self._tracing: Tracing | None = None
         self._is_drained = False
 
     async def start(self, setup: Setup) -> None:
@@ -80,7 +83,9 @@ class Front:
         tokenizer = await asyncio.to_thread(Tokenizer, setup.tokenizer, setup.info, api.num_tokenizer_threads)
         pipeline = Pipeline(admission, tokenizer, RemoteEngine(self.peer, setup.info, self.tenants), self.metrics)
         gate = Gate(self.tenants, Audit(api.audit_log), self.metrics)
-        self._listener = Listener(pipeline, api, setup.base, self.metrics, gate, recent=self.recent)
+        self._tracing = tracing_of(api)
+        answering = Answering(pipeline, api, self.metrics, self.recent, self._tracing)
+        self._listener = Listener(pipeline, api, setup.base, self.metrics, gate, answering)
         await self._listener.start(setup.port, shared=True)
         self._push()
 
@@ -96,6 +101,8 @@ class Front:
         """Answer what was accepted; gives how many were not, and everything this process counted."""
         assert self._listener is not None, "drain follows start"
         num_unanswered = await self._listener.drain()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._is_drained = True
         return num_unanswered, snapshot(self.metrics)
 

@@ -23,6 +23,7 @@ from server.oip.answers import to_tensors
 from server.oip.models import PLATFORM
 from server.oip.requests import Value, timeout_s, to_predict
 from server.oip.tensors import Tensor
+from server.tracing import parent_of
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY_SIZE, BINARY, BINARY_OUTPUT = "binary_data_size", "binary_data", "binary_data_output"
@@ -85,7 +86,7 @@ def router(servicer: OipServicer, answering: Answering, bridge: Bridge, version:
 
         async def work(tenant: Tenant) -> Any:
             deadline = earlier(None, timeout_s(asked.parameters))
-            return await answering.answer("infer", message, deadline, tenant)
+            return await answering.answer("infer", message, deadline, tenant, parent_of(request.headers.items()))
 
         response = await bridge.call(request, work)
         head = {"model_name": name, "model_version": response.digest}

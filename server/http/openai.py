@@ -16,6 +16,7 @@ from server.core import BASE, Tenant, Wanted
 from server.engine import Engine
 from server.errors import InvalidInput
 from server.http.bridge import Bridge
+from server.tracing import parent_of
 
 MAX_LISTED = 10_000
 
@@ -73,7 +74,7 @@ def router(engine: Engine, answering: Answering, bridge: Bridge) -> APIRouter:
         )
 
         async def work(tenant: Tenant) -> v1.PredictResponse:
-            return await answering.answer("embeddings", message, None, tenant)
+            return await answering.answer("embeddings", message, None, tenant, parent_of(request.headers.items()))
 
         response = await bridge.call(request, work)
         return EmbeddingsResponse(

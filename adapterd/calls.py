@@ -66,14 +66,20 @@ HEALTH_REQUEST = b""  # HealthCheckRequest(service="")
 HEALTH_SERVING = b"\x08\x01"  # HealthCheckResponse(status=SERVING)
 
 
-def channel_options(max_retries: int) -> list[tuple[str, Any]]:
+def channel_options(max_retries: int, connections: int = 1) -> list[tuple[str, Any]]:
     """gRPC itself retries what was refused for now, after as long as the server's pushback says.
 
     max_retries   0 hands every refusal to the caller at once; gRPC's own limit is 4
+    connections   channels of one client: each has its own only if it is told so
+
+    Raises ValueError for no connection.
     """
+    if connections < 1:
+        raise ValueError(f"connections {connections} must be at least 1")
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.enable_retries", int(max_retries > 0)),
+        ("grpc.use_local_subchannel_pool", int(connections > 1)),
     ]
     if max_retries > 0:
         options.append(("grpc.service_config", _service_config(max_retries)))

@@ -4,6 +4,8 @@ Messages are those of `adapterd.v1`. A failed call raises `adapterd.Error`; a fa
 is given back as one. Refusals for lack of room are retried, see `max_retries`. A request beyond
 `max_message_bytes`, which is the server's setting of this name, is not sent.
 
+A connection ends in one of the server's front processes: `connections` reach several, and take calls in turn.
+
 Without a `token`, that of the variable ADAPTERD_TOKEN is sent. Without `credentials`, the PEM files that ADAPTERD_CA,
 ADAPTERD_CERTIFICATE and ADAPTERD_KEY name are used; where those are not set either, the channel is in the clear.
 """
@@ -11,6 +13,7 @@ ADAPTERD_CERTIFICATE and ADAPTERD_KEY name are used; where those are not set eit
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -58,14 +61,17 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         max_retries: int = 3,
         max_message_bytes: int = calls.MAX_MESSAGE_BYTES,
+        connections: int = 1,
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._metadata = token_metadata(token)
         credentials = credentials_of(credentials)
-        options = channel_options(max_retries)
-        self._channel = (
+        options = channel_options(max_retries, connections)
+        self._channels = [
             grpc.secure_channel(server, credentials, options) if credentials else grpc.insecure_channel(server, options)
-        )
+            for _ in range(connections)
+        ]
+        self._turns = cycle(self._channels)
 
     def predict(
         self,
@@ -184,7 +190,8 @@ class Client:
         calls.require_serving(answer)
 
     def close(self) -> None:
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +200,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def _channel(self) -> grpc.Channel:
+        """The one whose turn it is."""
+        return next(self._turns)
 
     def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
@@ -214,16 +226,19 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         max_retries: int = 3,
         max_message_bytes: int = calls.MAX_MESSAGE_BYTES,
+        connections: int = 1,
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._metadata = token_metadata(token)
         credentials = credentials_of(credentials)
-        options = channel_options(max_retries)
-        self._channel = (
+        options = channel_options(max_retries, connections)
+        self._channels = [
             grpc.aio.secure_channel(server, credentials, options)
             if credentials
             else grpc.aio.insecure_channel(server, options)
-        )
+            for _ in range(connections)
+        ]
+        self._turns = cycle(self._channels)
 
     async def predict(
         self,
@@ -323,7 +338,8 @@ class AsyncClient:
         calls.require_serving(answer)
 
     async def close(self) -> None:
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -332,6 +348,11 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        """The one whose turn it is."""
+        return next(self._turns)
 
     async def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)

@@ -40,7 +40,8 @@ async def serve_inference_port(infer: Infer, note: Note = lambda metadata: None)
 
     class Noting(InferenceServicer):
         async def Predict(self, message: v1.PredictRequest, context: Context, tenant: Tenant) -> v1.PredictResponse:
-            note(dict(context.invocation_metadata() or ()))  # type: ignore[arg-type]
+            metadata: Any = context.invocation_metadata() or ()
+            note({**dict(metadata), ":peer": context.peer()})
             return await super().Predict(message, context, tenant)
 
     config = ApiConfig(max_inputs_per_request=4, max_requests_per_batch=8)

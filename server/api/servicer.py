@@ -86,7 +86,7 @@ def deadline_of(context: Context) -> float | None:
 def check_route(context: Context, adapter: str) -> None:
     """Raises InvalidInput where a call was routed by another adapter than it asks for."""
     for key, value in context.invocation_metadata() or ():
-        if key == ROUTE and value != adapter:
+        if key == ROUTE and str(value) != adapter.strip():
             raise InvalidInput(
                 f"the metadata {ROUTE} is {str(value)[:128]!r} and the request asks for {adapter[:128]!r}; make them"
                 " agree, or leave it out"

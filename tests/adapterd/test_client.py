@@ -146,6 +146,24 @@ async def test_a_router_sees_the_adapter_in_the_metadata() -> None:
     assert seen == ["sst2", None] * 2
 
 
+async def test_several_connections_take_calls_in_turn() -> None:
+    peers = []
+
+    async def infer(request: Request) -> Reply:
+        return make_reply(request)
+
+    def note(metadata: dict[str, str]) -> None:
+        peers.append(metadata[":peer"])
+
+    async with serve_inference_port(infer, note) as port:
+        async with AsyncClient(f"127.0.0.1:{port}", connections=3) as client:
+            for _ in range(6):
+                await client.predict("a", "x")
+        assert len(set(peers)) == 3 and peers[:3] == peers[3:]
+    with pytest.raises(ValueError, match="connections 0"):
+        Client(connections=0)
+
+
 def test_as_many_pairs_as_texts_are_required() -> None:
     with pytest.raises(ValueError, match="2 texts and 1 text_pairs"):
         predict_request("a", ["x", "y"], text_pair="z")

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/adapterd/v1/*.proto protos/adapterd/oip/v2/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test fuzz demo loadtest protos clean
+.PHONY: install format check test fuzz matrix demo loadtest protos clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ FUZZED = expression config settings safetensors tenants message
 fuzz: install
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
 	for target in $(FUZZED); do $(BIN)/python tests/fuzz/atheris_target.py $$target -max_total_time=$(SECONDS) || exit 1; done
+
+# Other versions of Python and of the libraries, each in an environment of its own; minutes and gigabytes per row.
+matrix: install
+	$(BIN)/python tests/matrix.py
 
 # make demo ONCE=1 stops after the table.
 demo: install

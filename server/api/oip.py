@@ -35,6 +35,7 @@ OPEN_METHODS = ("ServerLive", "ServerReady")  # probes have no credentials
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 PAGE = 1000
 NS = 1_000_000_000
+ALL_VERSIONS = "1"  # of statistics, which are of all that answer for a name; perf_analyzer reads it as a number
 DATA_TYPES = {BYTES: v2.TYPE_STRING, "INT64": v2.TYPE_INT64, "FP32": v2.TYPE_FP32}
 SHARED_MEMORY = "tensors travel in the messages; shared memory is not offered"
 NOT_OFFERED: Mapping[str, str] = {
@@ -312,6 +313,7 @@ def to_statistics(name: str, usage: Usage) -> v2.ModelStatistics:
 
     return v2.ModelStatistics(
         name=name,
+        version=ALL_VERSIONS,
         last_inference=round(usage.last_at * 1000),
         inference_count=usage.num_inputs,
         execution_count=usage.num_answered,

@@ -22,6 +22,7 @@ STOP_S = 2  # for connections that are open when the server ends; accepted reque
 POLL_S = 0.01
 
 log = logging.getLogger("adapterd")
+logging.getLogger("uvicorn").setLevel(logging.WARNING)  # that it has started, the server says itself
 
 
 class HttpServer:

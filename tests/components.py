@@ -14,6 +14,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "build" / "components"
 PLACES = ("usr/bin", "usr/sbin")
+LISTS = "apt"
 TIMEOUT_S = 300
 ALL = (("prometheus", "prometheus"), ("prometheus", "promtool"))  # packages and their programs
 
@@ -44,6 +45,7 @@ def _unpack(packages: Sequence[str], folder: Path) -> None:
         for archive in folder.glob("*.deb"):
             _run(["dpkg-deb", "--extract", archive.name, "."], folder)
             archive.unlink()
+        shutil.rmtree(folder / LISTS, ignore_errors=True)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         raise RuntimeError(f"{', '.join(packages)}: neither on PATH nor to be had from apt: {said}") from error
@@ -65,7 +67,7 @@ def _download(packages: Sequence[str], folder: Path) -> None:
 
 def _lists(folder: Path) -> Iterator[list[str]]:
     yield []
-    own = folder / "apt"
+    own = folder / LISTS
     for name in ("lists/partial", "cache/archives/partial"):
         (own / name).mkdir(parents=True)
     settings = {"Dir::State::lists": own / "lists", "Dir::Cache": own / "cache"}

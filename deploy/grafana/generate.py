@@ -104,7 +104,9 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for module in (overview, tenants, adapters, engine):
         made = dashboard(module.NAME, module.TITLE, module.TEXT, module.VARIABLES, module.ROWS)
-        (folder / f"{module.NAME}.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{module.NAME}.json").write_text(
+            json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

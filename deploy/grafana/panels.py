@@ -168,7 +168,7 @@ def table(title: str, text: str, columns: Sequence[tuple[str, str]], width: int 
         {"id": "merge", "options": {}},
         {"id": "organize", "options": {"excludeByName": hidden, "indexByName": {}, "renameByName": shown}},
     ]
-    custom = {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False, "filterable": True}
+    custom = {"align": "auto", "inspect": False, "filterable": True}
     options = {"showHeader": True, "cellHeight": "sm", "frameIndex": 0}
     json = _json({"unit": "short", "decimals": 0, "custom": custom}, options) | {"transformations": transformations}
     return Panel("table", title, text, targets, width, height, json)

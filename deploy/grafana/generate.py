@@ -15,7 +15,7 @@ from panels import SOURCE, Json, Panel
 
 FOLDER = Path(__file__).parent / "dashboards"
 COLUMNS = 24
-SCHEMA = 41  # of Grafana 12; older ones read it too
+SCHEMA = 41  # of Grafana 12
 TAG = "adapterd"
 LINK: Json = {
     "title": TAG,

@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPONENTS := build/components/.done
 PROTOS := $(wildcard protos/adapterd/v1/*.proto protos/adapterd/oip/v2/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test fuzz matrix demo loadtest protos clean
+.PHONY: install format check test components fuzz matrix demo loadtest protos dashboards clean
 
 install: $(STAMP)
 
@@ -33,8 +34,15 @@ check: install
 	    diff -u "$$stub" "$$stubs/$$stub" || { echo "stubs differ from protos/: run make protos" >&2; exit 1; }; \
 	  done
 
-test: install
+test: install components
 	$(BIN)/python -m pytest
+
+# What tests run beside Python packages: Prometheus, from PATH or Debian's archive, without root.
+components: $(COMPONENTS)
+
+$(COMPONENTS): tests/components.py | install
+	$(BIN)/python tests/components.py
+	@mkdir -p $(@D) && touch $@
 
 # Coverage-guided, a minute for each kind of bytes that a stranger may send; make fuzz SECONDS=600 takes longer.
 SECONDS ?= 60
@@ -60,6 +68,9 @@ loadtest: install
 
 protos: install
 	$(call PROTOC,.)
+
+dashboards:
+	$(PYTHON) deploy/grafana/generate.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,6 +14,7 @@ from loadtest.verbs import (
     methods,
     overload,
     peers,
+    scrape,
     serve,
     soak,
     targets,
@@ -29,7 +30,22 @@ def _verbs() -> None:
 
 
 for verb in (
-    *(engine, methods, serve, fleet, churn, overload, fairness, soak, chaos, frontends, peers, training, targets),
+    *(
+        engine,
+        methods,
+        serve,
+        fleet,
+        churn,
+        overload,
+        fairness,
+        soak,
+        chaos,
+        scrape,
+        frontends,
+        peers,
+        training,
+        targets,
+    ),
 ):
     app.command(verb.NAME, epilog=verb.EPILOG)(verb.run)
 

@@ -43,6 +43,7 @@ from server.model.slots import SlotBank
 from server.pipeline import Pipeline
 from server.probe import Prober, load_plain
 from server.recent import Recent
+from server.restart import num_before
 from server.scheduler.scheduler import Scheduler
 from server.tenants import Tenants, read_tenants
 from server.threads import full_pool, run_alone
@@ -100,6 +101,7 @@ class App:
         self._warn()
         asyncio.get_running_loop().set_default_executor(full_pool(NUM_WORKERS))
         self.metrics.watch_heap(heap_bytes)
+        self.metrics.device_fault(num_before())
         base = await run_alone(load_base, self.config.model)
         self.base = _describe(base)
         self.ledger = self._start_ledger(started)
@@ -111,8 +113,9 @@ class App:
             await self._start_fronts(engine, base, started)
         else:
             await self._start_listener(pipeline, base, started)
+        self.metrics.serving(True)
         self._is_serving = True
-        started.callback(setattr, self, "_is_serving", False)
+        started.callback(self._stop_serving)
         self._watch_tenants(started)
         self.metrics.build(version=version("adapterd"), base=self.base.name, device=self.base.device)
         log.info("serving base=%s device=%s grpc_port=%d http_port=%d", *self._facts())
@@ -278,9 +281,14 @@ class App:
         """Balancers are told at once. What was in the air has its answer: Unavailable."""
         log.critical("%s", fault.message)
         self.metrics.device_fault()
+        self.metrics.serving(False)
         self._set_serving(False)
         self.admission.close()
         self.failed.set()
+
+    def _stop_serving(self) -> None:
+        self._is_serving = False
+        self.metrics.serving(False)
 
     def _facts(self) -> tuple[str, str, int, int]:
         return self.base.name, self.base.device, self.grpc_port, self.http_port

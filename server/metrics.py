@@ -12,10 +12,21 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    Summary,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from server.core import Tier, Timings
 from server.usage import UsageBook
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # a series more for each, which nothing reads
 
 STAGES = ("admit", "tokenize", "ready", "queue", "compute", "total")
 
@@ -141,9 +152,13 @@ class Metrics:
         """A served sample was computed again, alone: "same", "different" or "failed"."""
         self._canaries[outcome].inc()
 
-    def device_fault(self) -> None:
-        """The device answers nothing any more."""
-        self._faults.inc()
+    def device_fault(self, count: int = 1) -> None:
+        """The device answers nothing any more; or did not, so many times, in processes that this one follows."""
+        self._faults.inc(count)
+
+    def serving(self, is_serving: bool) -> None:
+        """What health checks are told."""
+        self._serving.set(is_serving)
 
     def batch_done(self, num_samples: int, num_tokens: int, num_adapters: int, compute_s: float) -> None:
         self._batch_samples.observe(num_samples)
@@ -219,6 +234,7 @@ class Metrics:
 
     def _define_requests(self) -> None:
         self._build = Info("adapterd_build", "What runs here.", registry=self.registry)
+        self._serving = self._gauge("serving", "Whether health checks are told that the server serves.")
         self._heap = self._gauge("heap_bytes", "Of the C library's heap; what is free is kept.", ("state",))
         self._requests_total = self._counter("requests", "Calls answered, by status code.", ("method", "outcome"))
         self._requests: dict[tuple[str, str], Counter] = {}

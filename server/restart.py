@@ -20,15 +20,15 @@ log = logging.getLogger("adapterd")
 
 def wait_s() -> float:
     """What to wait before: nothing after the first fault; after faults in a row the longer, a minute at most."""
-    num_before = _num_before()
-    seconds = back_off_s(num_before) if num_before else 0.0
-    log.critical("starting again in %g s, fault %d in a row", seconds, num_before + 1)
+    before = num_before()
+    seconds = back_off_s(before) if before else 0.0
+    log.critical("starting again in %g s, fault %d in a row", seconds, before + 1)
     return seconds
 
 
 def start_again() -> NoReturn:
     """Replace this process."""
-    os.environ[VARIABLE] = str(_num_before() + 1)
+    os.environ[VARIABLE] = str(num_before() + 1)
     sys.stdout.flush()
     sys.stderr.flush()
     for name in os.listdir("/proc/self/fd"):  # ports, and pipes to children, who end with them
@@ -40,13 +40,13 @@ def start_again() -> NoReturn:
 
 def bury_children() -> None:
     """Of the process that this one was before: they have ended, and wait for their parent to take notice."""
-    if _num_before():
+    if num_before():
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
 
-def _num_before() -> int:
+def num_before() -> int:
     """Faults in a row before this one."""
     text = os.environ.get(VARIABLE, "")
     is_calm = time.monotonic() - STARTED > CALM_S

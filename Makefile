@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOS := protos/adapterd/v1/inference.proto protos/adapterd/v1/adapters.proto protos/adapterd/v1/training.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test fuzz demo loadtest protos clean
+.PHONY: install format check test fuzz demo loadtest image-check protos clean
 
 install: $(STAMP)
 
@@ -53,6 +53,11 @@ loadtest: install
 	$(BIN)/python -m loadtest serve --quick --output build/loadtest
 	$(BIN)/python -m loadtest peers --quick --output build/loadtest
 	$(BIN)/python -m loadtest targets build/loadtest
+
+# The steps of the Dockerfile without an engine, and the server that comes of them; on the default ports, which are to be
+# free. make image-check PIP_EXTRA_ARGS="--extra-index-url URL" takes torch's build from there, as docker build does.
+image-check: install
+	$(BIN)/python -m deploy.check_dockerfile --target cpu --build-arg PIP_EXTRA_ARGS="$(PIP_EXTRA_ARGS)"
 
 protos: install
 	$(call PROTOC,.)

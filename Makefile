@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOS := protos/adapterd/v1/inference.proto protos/adapterd/v1/adapters.proto protos/adapterd/v1/training.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test fuzz demo loadtest image-check protos clean
+.PHONY: install format check test fuzz demo loadtest image-check dist-check protos clean
 
 install: $(STAMP)
 
@@ -58,6 +58,10 @@ loadtest: install
 # free. make image-check PIP_EXTRA_ARGS="--extra-index-url URL" takes torch's build from there, as docker build does.
 image-check: install
 	$(BIN)/python -m deploy.check_dockerfile --target cpu --build-arg PIP_EXTRA_ARGS="$(PIP_EXTRA_ARGS)"
+
+# Wheel and sdist, and a server from the wheel in an environment that has nothing else.
+dist-check: install
+	$(BIN)/python -m pytest -m 'not gpu' tests/test_distribution.py
 
 protos: install
 	$(call PROTOC,.)

@@ -7,7 +7,7 @@ COMPONENTS := build/components/.done
 PROTOS := $(wildcard protos/adapterd/v1/*.proto protos/adapterd/oip/v2/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test components fuzz matrix demo loadtest protos dashboards clean
+.PHONY: install format check test components fuzz matrix demo loadtest image-check dist-check protos dashboards clean
 
 install: $(STAMP)
 
@@ -65,6 +65,15 @@ loadtest: install
 	$(BIN)/python -m loadtest serve --quick --output build/loadtest
 	$(BIN)/python -m loadtest peers --quick --output build/loadtest
 	$(BIN)/python -m loadtest targets build/loadtest
+
+# The steps of the Dockerfile without an engine, and the server that comes of them; on the default ports, which are to be
+# free. make image-check PIP_EXTRA_ARGS="--extra-index-url URL" takes torch's build from there, as docker build does.
+image-check: install
+	$(BIN)/python -m deploy.check_dockerfile --target cpu --build-arg PIP_EXTRA_ARGS="$(PIP_EXTRA_ARGS)"
+
+# Wheel and sdist, and a server from the wheel in an environment that has nothing else.
+dist-check: install
+	$(BIN)/python -m pytest -m 'not gpu' tests/test_distribution.py
 
 protos: install
 	$(call PROTOC,.)

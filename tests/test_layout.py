@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.api", "server.verify", "server.probe"),
     ("server.fronts",),
     ("server.app", "server.record"),
+    ("server.doctor", "server.top"),
     ("server.cli",),
     ("server.__main__",),
 )
@@ -60,11 +61,12 @@ ONLY_IN = {
         "server.verify",
         "server.record",
         "server.app",
+        "server.doctor",
         "adapters_cache",
         "training",
         "loadtest",
     ),
-    "prometheus_client": ("server.metrics", "server.totals", "server.app"),
+    "prometheus_client": ("server.metrics", "server.totals", "server.app", "server.top"),
 }
 
 

@@ -47,7 +47,11 @@ def load_config(path: Path | None, overrides: Mapping[str, Any], assignments: Se
 def _read(path: Path) -> Tables:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidInput(
+            f"configuration {path} cannot be read: {error.strerror}; name a TOML file with --config"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"configuration {path}: {error}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):

@@ -181,7 +181,10 @@ class App:
         try:
             server, _ = start_http_server(api.http_port, api.http_host, self.totals.registry)
         except OSError as error:
-            raise InvalidInput(f"{api.http_host}:{api.http_port} cannot be bound; choose another http_port") from error
+            raise InvalidInput(
+                f"{api.http_host}:{api.http_port} cannot be bound ({error.strerror or error}); choose another"
+                " http_port, or see with adapterd doctor who has it"
+            ) from error
         self.http_port = server.server_port
         started.callback(server.server_close)
         started.push_async_callback(asyncio.to_thread, server.shutdown)

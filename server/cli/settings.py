@@ -25,6 +25,7 @@ SECTIONS: dict[str, type[Any]] = {
     "scheduler": SchedulerConfig,
     "api": ApiConfig,
 }
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 Tables = dict[str, dict[str, Any]]
 Section = TypeVar("Section")
 
@@ -110,4 +111,4 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
             return value
     elif isinstance(value, hint) and not isinstance(value, bool):
         return value
-    raise InvalidInput(f"{key} = {value!r} is not a {getattr(hint, '__name__', hint)}")
+    raise InvalidInput(f"{key} = {value!r} is not {WORDS.get(hint, 'a list of texts')}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,8 +56,7 @@ def run(
     """Check what adapterd serve would need with the same options: environment, device, base, adapters, disk, who may
     call, ports. Exit code 1 if anything is a problem.
     """
-    quiet_grpc()
-    with quiet_stdout(as_json):
+    with _quiet_libraries(), quiet_stdout(as_json):
         found = list(_shown(_examined(context, server, token), is_silent=as_json))
     counts = {state: sum(finding.state == state for finding in found) for state in ("problem", "warning")}
     if as_json:
@@ -65,6 +66,18 @@ def run(
         typer.echo(_summary(counts))
     if counts["problem"]:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """What they log of a network that is not there would stand between the findings, which say it."""
+    quiet_grpc()
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _examined(context: typer.Context, server: str, token: str | None) -> Iterator[Finding]:

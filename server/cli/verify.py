@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,7 +168,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """`error` of a case is its worst one over its tolerance, null where there is no number."""
+    """`error` of a case is its worst one over its tolerance."""
     num_passed, num_failed, num_unsupported = _numbers(outcomes)
     cases = [
         {
@@ -177,7 +176,7 @@ def _document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "base": outcome.case["base"],
             "methods": outcome.case["methods"],
             "outcome": "unsupported" if outcome.is_unsupported else "failed" if outcome.is_failed else "passed",
-            "error": outcome.error if math.isfinite(outcome.error) else None,
+            "error": outcome.error,
             "reason": outcome.reason,
         }
         for outcome in outcomes

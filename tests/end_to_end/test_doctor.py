@@ -76,7 +76,7 @@ def only_problem(options: dict[str, str], name: str) -> tuple[str, str]:
 
 def test_a_healthy_setup_has_no_problem(healthy: dict[str, str]) -> None:
     command = [sys.executable, "-m", "server", *arguments(healthy), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     document = json.loads(done.stdout)
     assert done.returncode == 0 and document["num_problems"] == 0, done.stdout
     names = "configuration python libraries stubs torch clock device compute cores open_files base tokenizer memory"

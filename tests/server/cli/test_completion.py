@@ -83,6 +83,15 @@ def test_every_shell_has_a_script(shell: str) -> None:
     assert done.returncode == 0 and f"_ADAPTERD_COMPLETE=complete_{shell}" in done.stdout, done.stderr
 
 
+def test_a_script_is_installed_where_the_shell_looks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server", "--install-completion", "bash"]
+    environment = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.returncode == 0 and "bash completion installed" in done.stdout, done.stderr
+    [script] = tmp_path.rglob("adapterd.sh")
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_bash_runs_the_script(tmp_path: Path) -> None:
     """With a command of this name that is the sources' own."""

@@ -13,7 +13,7 @@ from make_adapters import make_adapter
 from typer.testing import CliRunner, Result
 
 from server import cli
-from server.cli import doctor, options, serve
+from server.cli import doctor, options, output, serve
 from server.tenants import digest_of
 
 # What has no answer that a program could read: serve runs until it is stopped and tells by its log, the health service
@@ -68,6 +68,11 @@ def test_a_token_is_a_document() -> None:
     [facts] = lines(adapterd("token", "acme", "--json"))
     assert facts["credentials"] == [f"sha256:{digest_of(str(facts['token']))}"]
     assert (facts["tenant"], facts["adapters"]) == ("acme", ["acme-*"])
+
+
+def test_what_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    output.say({"a": float("nan"), "b": [1.5, float("inf")], "c": "é"})
+    assert capsys.readouterr().out == '{"a": null, "b": [1.5, null], "c": "é"}\n'
 
 
 def test_a_name_that_no_tenant_can_have_gets_no_token() -> None:

@@ -6,7 +6,7 @@ from server.cli import app
 
 
 def main() -> None:
-    app()
+    app(prog_name="adapterd")  # as its messages and completion call it, however it was started
 
 
 if __name__ == "__main__":

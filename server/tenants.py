@@ -103,7 +103,11 @@ def read_tenants(path: Path) -> tuple[Tenant, ...]:
     """Raises InvalidInput with the tenant, the key and the value."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # numbers of too many digits are no TOMLDecodeError
+    except OSError as error:
+        raise InvalidInput(
+            f"tenants file {path.name} cannot be read: {error.strerror}; name another one with --tenants (api.tenants)"
+        ) from error
+    except (ValueError, RecursionError) as error:  # numbers of too many digits are no TOMLDecodeError
         raise InvalidInput(f"tenants file {path.name}: {error}") from error
     if not tables:
         raise InvalidInput(f"tenants file {path.name} declares no tenant: nobody could call")
@@ -112,9 +116,14 @@ def read_tenants(path: Path) -> tuple[Tenant, ...]:
     return tenants
 
 
-def _tenant(name: str, table: Any) -> Tenant:
+def check_name(name: str) -> None:
+    """Raises InvalidInput for what cannot be a tenant's."""
     if not NAME.fullmatch(name) or name in (ANYONE.name, NOBODY.name):
         raise InvalidInput(f"{name[:128]!r} cannot be a tenant's name: 1 to 64 letters, digits, '.', '_' and '-'")
+
+
+def _tenant(name: str, table: Any) -> Tenant:
+    check_name(name)
     if not isinstance(table, Mapping):
         raise InvalidInput(f"{name!r} stands outside of a tenant's table; write [{name}]")
     hints = {key: hint for key, hint in get_type_hints(Tenant).items() if key not in UNDECLARED}

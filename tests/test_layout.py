@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.api", "server.verify", "server.probe"),
     ("server.fronts", "server.http"),
     ("server.app", "server.record"),
+    ("server.doctor", "server.top"),
     ("server.cli",),
     ("server.__main__",),
 )
@@ -61,11 +62,12 @@ ONLY_IN = {
         "server.verify",
         "server.record",
         "server.app",
+        "server.doctor",
         "adapters_cache",
         "training",
         "loadtest",
     ),
-    "prometheus_client": ("server.metrics", "server.totals", "server.usage", "server.http"),
+    "prometheus_client": ("server.metrics", "server.totals", "server.usage", "server.http", "server.top"),
 }
 
 

@@ -65,6 +65,7 @@ def read_checkpoint(
     head_path: Path | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     pickle_timeout_s: float = TIMEOUT_S,
+    only_shapes: bool = False,
 ) -> Checkpoint:
     """Read the adapter and the heads of a directory, either of which may be missing, or the fusion.
 
@@ -73,10 +74,11 @@ def read_checkpoint(
     head_path  a directory whose head replaces the adapter's own
     max_bytes  limit for each tensor file
     pickle_timeout_s  for each `.bin` file
+    only_shapes  read the headers of safetensors files; their tensors are on the meta device
     Reads files, and may wait for another process: not on the event loop. Raises MalformedCheckpoint, UnsupportedConfig.
     """
     head_path = head_path or path
-    limits = Limits(max_bytes, pickle_timeout_s)
+    limits = Limits(max_bytes, pickle_timeout_s, only_shapes)
     if not is_adapter(path):
         raise MalformedCheckpoint(f"neither {ADAPTER_CONFIG} nor {HEAD_CONFIG} nor {FUSION_CONFIG} is there")
     if not (path / ADAPTER_CONFIG).is_file() and is_fusion(path):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from adapters_cache.formats.pickles import TIMEOUT_S, read_pickle
-from adapters_cache.formats.safe_file import read_json, read_safetensors
+from adapters_cache.formats.safe_file import read_json, read_safetensors, read_shapes
 from server.config import CacheConfig
 from server.errors import MalformedCheckpoint
 
@@ -19,10 +19,14 @@ T = TypeVar("T")
 
 
 class Limits(NamedTuple):
-    """For each tensor file."""
+    """For each tensor file.
+
+    only_shapes   leave the weights where they are, but for `.bin` files, which cannot be read in part
+    """
 
     max_bytes: int = DEFAULT_MAX_BYTES
     pickle_timeout_s: float = TIMEOUT_S
+    only_shapes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,12 @@ def read_tensors(path: Path, names: tuple[str, str], limits: Limits) -> dict[str
     """Read the safetensors file or, where there is none, the pickle. Raises MalformedCheckpoint."""
     safe, pickled = (path / name for name in names)
     if safe.exists():
-        return read_safetensors(safe, limits.max_bytes)
+        return read_safe(safe, limits)
     if pickled.exists():
         return read_pickle(pickled, limits.max_bytes, limits.pickle_timeout_s)
     raise MalformedCheckpoint(f"there is a configuration, but neither {names[0]} nor {names[1]}", file=names[0])
+
+
+def read_safe(path: Path, limits: Limits) -> dict[str, Tensor]:
+    """Read a safetensors file, or its header. Raises MalformedCheckpoint."""
+    return (read_shapes if limits.only_shapes else read_safetensors)(path, limits.max_bytes)

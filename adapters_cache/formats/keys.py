@@ -87,9 +87,14 @@ def drop_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor = result.pop(key)
         if owner not in result:
             result[owner] = tensor
-        elif not (tensor.shape == result[owner].shape and torch.equal(tensor, result[owner])):
+        elif not _are_equal(tensor, result[owner]):
             raise MalformedCheckpoint(f"tensors {key} and {owner} are one tensor in the model but differ", tensor=key)
     return result
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """As far as can be told: on the meta device tensors have shapes only."""
+    return one.shape == other.shape and (one.is_meta or other.is_meta or torch.equal(one, other))
 
 
 def _owner(key: str, tensors: Mapping[str, Tensor]) -> str | None:

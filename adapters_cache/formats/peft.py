@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from adapters_cache.formats.checkpoint import Checkpoint
-from adapters_cache.formats.files import Limits
+from adapters_cache.formats.files import Limits, read_safe
 from adapters_cache.formats.peft_fields import canonical_peft
 from adapters_cache.formats.pickles import read_pickle
-from adapters_cache.formats.safe_file import read_safetensors
 from server.errors import MalformedCheckpoint
 
 SAFE, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
@@ -37,7 +36,7 @@ def read_peft(path: Path, envelope: Mapping[str, Any], *, name: str, limits: Lim
 
 def _read(path: Path, limits: Limits) -> dict[str, Tensor]:
     if (path / SAFE).exists():
-        return read_safetensors(path / SAFE, limits.max_bytes)
+        return read_safe(path / SAFE, limits)
     if (path / PICKLED).exists():
         return read_pickle(path / PICKLED, limits.max_bytes, limits.pickle_timeout_s)
     raise MalformedCheckpoint(f"there is a configuration, but neither {SAFE} nor {PICKLED}", file=SAFE)

@@ -24,10 +24,16 @@ MAX_DIMENSIONS = 8
 MAX_CONFIG_BYTES = MIB
 MAX_JSON_DEPTH = 32  # what is deeper parses, and then overflows the stack of whoever shows it
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes`. Raises MalformedCheckpoint."""
+    return _read(path, max_bytes, max_bytes + 1)[0]
+
+
+def _read(path: Path, max_bytes: int, num_bytes: int) -> tuple[bytes, int]:
+    """The first `num_bytes` of a file, and how many it has."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -35,7 +41,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise MalformedCheckpoint(f"{path.name} is not a regular file", file=path.name)
             with open(descriptor, "rb", closefd=False) as file:
-                data = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
+                data = file.read(num_bytes) if status.st_size <= max_bytes else b""
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -46,7 +52,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
             f"{path.name} has {size} bytes, the limit is {max_bytes}; raise max_adapter_bytes to serve it",
             file=path.name,
         )
-    return data
+    return data, size
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def _no_constant(name: str) -> None:
 def read_safetensors(path: Path, max_bytes: int) -> dict[str, Tensor]:
     """Read a safetensors file of finite floating point tensors. Raises MalformedCheckpoint."""
     data = read_bytes(path, max_bytes)
-    _check_header(data, path.name)
+    _check_header(data, len(data), path.name)
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -112,13 +118,30 @@ def read_safetensors(path: Path, max_bytes: int) -> dict[str, Tensor]:
     return tensors
 
 
+def read_shapes(path: Path, max_bytes: int) -> dict[str, Tensor]:
+    """As `read_safetensors`, from the header alone: tensors on the meta device, which have no values.
+
+    Raises MalformedCheckpoint.
+    """
+    data, size = _read(path, max_bytes, 8 + MAX_HEADER_BYTES)
+    header = _check_header(data, size, path.name)
+    try:
+        return {
+            key: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta")
+            for key, entry in header.items()
+        }
+    except (RuntimeError, TypeError) as error:  # of sizes that no tensor can have
+        raise MalformedCheckpoint(f"{path.name} is not a safetensors file: {error}", file=path.name) from error
+
+
 def check_finite(tensors: dict[str, Tensor], name: str) -> None:
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise MalformedCheckpoint(f"tensor {key} in {name} holds NaN or Inf", file=name, tensor=key)
 
 
-def _check_header(data: bytes, name: str) -> None:
+def _check_header(data: bytes, size: int, name: str) -> dict[str, Any]:
+    """Give the header at the beginning of a file of `size` bytes, without its metadata."""
     if len(data) < 8:
         raise MalformedCheckpoint(f"{name} is truncated: {len(data)} bytes", file=name)
     header_bytes = int.from_bytes(data[:8], "little")
@@ -135,12 +158,13 @@ def _check_header(data: bytes, name: str) -> None:
     end = 0
     for key, entry in header.items():
         end = max(end, _check_entry(key, entry, name))
-    if end != len(data) - 8 - header_bytes:
+    if end != size - 8 - header_bytes:
         raise MalformedCheckpoint(
-            f"{name} is truncated or has bytes left over: {len(data) - 8 - header_bytes} bytes of data,"
+            f"{name} is truncated or has bytes left over: {size - 8 - header_bytes} bytes of data,"
             f" its header describes {end}",
             file=name,
         )
+    return header
 
 
 def _check_entry(key: str, entry: Any, name: str) -> int:

@@ -111,7 +111,9 @@ class Listener:
         try:
             bound = await self._bind(server, f"{host}:{port}")
         except RuntimeError as error:
-            raise InvalidInput(f"{host}:{port} cannot be bound; choose another port") from error
+            raise InvalidInput(
+                f"{host}:{port} cannot be bound; choose another port, or see with adapterd doctor who has it"
+            ) from error
         await server.start()
         self._server = server
         self._health.set_serving(True)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.options import Base, Device
+from server.cli.output import reported
 from server.cli.serve import set_up_logging, stop_signal
 from server.cli.settings import load_config
-from server.errors import AdapterdError, InvalidInput
+from server.errors import InvalidInput
 
 if TYPE_CHECKING:
     from adapterd import Error
@@ -49,8 +51,8 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="Stop after the table instead of serving on.")] = False,
     adapters: Annotated[Path, typer.Option(help="Folder of adapters.")] = EXAMPLES / "adapters",
     texts: Annotated[Path, typer.Option(help="Lines of adapter, text, expect.")] = EXAMPLES / "demo.jsonl",
-    base: Annotated[str | None, typer.Option(help="Base the adapters were made for.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
+    base: Base = None,
+    device: Device = None,
     port: Annotated[int | None, typer.Option(help="gRPC; with --once a free one.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Metrics; with --once a free one.")] = None,
 ) -> None:
@@ -66,12 +68,9 @@ def run(
         "api.port": free if port is None else port,
         "api.http_port": free if http_port is None else http_port,
     }
-    try:
+    with reported():
         cases = list(read_cases(texts))
         exit_code = uvloop.run(_demo(load_config(None, overrides), cases, once))
-    except AdapterdError as error:
-        typer.echo(f"adapterd: {error.message}", err=True)
-        raise typer.Exit(1) from error
     raise typer.Exit(exit_code)
 
 

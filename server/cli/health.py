@@ -6,21 +6,23 @@ from typing import Annotated
 
 import typer
 
+from server.cli.calls import calling
+from server.cli.options import DEFAULT_SERVER, Json, Server
+from server.cli.output import reported, say
+
 NAME = "health"
 EXAMPLE = "adapterd health --server 127.0.0.1:50051"
 
 
 def run(
-    server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    server: Server = DEFAULT_SERVER,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for it.")] = 3.0,
+    as_json: Json = False,
 ) -> None:
     """Exit 0 if the server serves, 1 if it does not."""
-    from adapterd import Client, Error
-
-    with Client(server, max_retries=0) as client:
-        try:
-            client.wait_ready(timeout)
-        except Error as error:
-            typer.echo(f"not serving: {error.message}", err=True)
-            raise typer.Exit(1) from error
-    typer.echo("serving")
+    with reported(as_json, prefix="not serving: "), calling(server, max_retries=0) as client:
+        client.wait_ready(timeout)
+    if as_json:
+        say({"server": server, "is_serving": True})
+    else:
+        typer.echo("serving")

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.calls import calling
+from server.cli.options import DEFAULT_SERVER, Json, Server, Token
+from server.cli.output import reported, say_message
+
 if TYPE_CHECKING:
     from adapterd.v1.adapters_pb2 import Adapter
 
@@ -15,24 +19,17 @@ MAX_LABELS_SHOWN = 3
 
 
 def run(
-    server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    server: Server = DEFAULT_SERVER,
     prefix: Annotated[str, typer.Option(help="Only names that start with this.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    as_json: Json = False,
+    token: Token = None,
 ) -> None:
     """List adapters: name, method, task, digest, tier, bytes, labels or composition."""
-    from adapterd import Client, Error
-
-    try:
-        with Client(server) as client:
-            adapters = list(client.list(prefix))
-    except Error as error:
-        typer.echo(f"adapterd: {error}", err=True)
-        raise typer.Exit(1) from error
+    with reported(as_json), calling(server, token) as client:
+        adapters = list(client.list(prefix))
     if as_json:
-        from google.protobuf.json_format import MessageToJson
-
         for adapter in adapters:
-            typer.echo(MessageToJson(adapter, preserving_proto_field_name=True, indent=None))
+            say_message(adapter)
     else:
         _print_table(adapters)
 

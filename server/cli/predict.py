@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.calls import calling
+from server.cli.completion import adapter_names
+from server.cli.options import DEFAULT_SERVER, Json, Server, Token
+from server.cli.output import reported, say_message
+from server.errors import InvalidInput
+
 if TYPE_CHECKING:
     from adapterd.v1.inference_pb2 import PredictResponse
 
@@ -15,7 +21,12 @@ EXAMPLE = 'adapterd predict sst2-sentiment "a fine film"'
 
 
 def run(
-    adapter: Annotated[str, typer.Argument(help='A registered adapter, "base", or a composition: "Stack(de, ner)".')],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help='A registered adapter, "base", or a composition: "Stack(de, ner)".', autocompletion=adapter_names
+        ),
+    ],
     text: Annotated[list[str] | None, typer.Argument(help="Texts; without any, each line of stdin.")] = None,
     pair: Annotated[
         list[str] | None, typer.Option(help="Second segment, one per text: a context, a hypothesis.")
@@ -29,16 +40,15 @@ def run(
     skip_layer: Annotated[list[int] | None, typer.Option(help="Layer without adapters; may be repeated.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Most labels, answers, choices or tokens.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least score of a label.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole reply as JSON.")] = False,
-    server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    as_json: Json = False,
+    server: Server = DEFAULT_SERVER,
     timeout: Annotated[float, typer.Option(help="Seconds this may take.")] = 30.0,
+    token: Token = None,
 ) -> None:
     """Send texts through one adapter or composition and print the answers."""
-    from adapterd import Client, Error
-
     texts = text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    try:
-        with Client(server) as client:
+    with reported(as_json), calling(server, token) as client:
+        try:
             reply = client.predict(
                 adapter,
                 texts,
@@ -50,13 +60,10 @@ def run(
                 threshold=threshold,
                 timeout=timeout,
             )
-    except (Error, ValueError) as error:
-        typer.echo(f"adapterd: {error}", err=True)
-        raise typer.Exit(1) from error
+        except ValueError as error:  # of the request, which was not sent
+            raise InvalidInput(str(error)) from error
     if as_json:
-        from google.protobuf.json_format import MessageToJson
-
-        typer.echo(MessageToJson(reply, preserving_proto_field_name=True))
+        say_message(reply)
     else:
         _print_table(texts, reply)
 

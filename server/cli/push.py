@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from server.cli.options import Json
+from server.cli.output import reported, say, transfer_bar
+
 NAME = "push"
 EXAMPLE = "adapterd push adapters/reviews s3://team/adapters --tag v1"
 
@@ -21,20 +24,24 @@ def run(
     private: Annotated[
         bool, typer.Option("--private", help="A new repository on the hub is for members only.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Send an adapter to a registry. Nobody sees it before it is whole; then main and the tags point to it."""
     from adapters_cache.sharing.artefact import describe
     from adapters_cache.sharing.hub import HubRegistry
     from adapters_cache.sharing.origins import HUB, Address, address_of, open_registry
-    from server.cli.transfer import reported, transfer_bar
 
-    with reported():
+    with reported(as_json, exit_code=2):
         address = address_of(to) if to.startswith(HUB) else Address(to, name or folder.resolve().name)
         artefact = describe(folder, address.name, task=task, language=language, tags=tuple(tag or ()))
         registry = open_registry(address)
-        with transfer_bar(f"push {address.name}") as progress:
+        with transfer_bar(f"push {address.name}", is_silent=as_json) as progress:
             if isinstance(registry, HubRegistry):
                 artefact = registry.push(folder, artefact, progress, is_private=private)
             else:
                 registry.push(folder, artefact, progress)
+    if as_json:
+        tags = list(artefact.tags)
+        say({"name": address.name, "revision": artefact.revision, "size_bytes": artefact.size_bytes, "tags": tags})
+    else:
         typer.echo(f"{address.name}@{artefact.revision[:12]}, {artefact.size_bytes:,} bytes")

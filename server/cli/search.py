@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from server.cli.options import Json
+from server.cli.output import reported, say
 
 NAME = "search"
 EXAMPLE = "adapterd search --from s3://team/adapters --task text-classification"
@@ -19,7 +21,7 @@ def run(
     task: Annotated[str, typer.Option(help="As text-classification.")] = "",
     language: Annotated[str, typer.Option(help="As en.")] = "",
     base: Annotated[str, typer.Option(help="Name of the base model.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="One object per line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List adapters by task, language and base."""
     from dataclasses import asdict
@@ -29,9 +31,8 @@ def run(
 
     from adapters_cache.sharing.hub import HubRegistry
     from adapters_cache.sharing.origins import HUB, Address, open_registry
-    from server.cli.transfer import reported
 
-    with reported():
+    with reported(as_json, exit_code=2):
         registry = open_registry(Address(HUB if source.startswith(HUB) else source, source.removeprefix(HUB)))
         if isinstance(registry, HubRegistry):
             author = source.removeprefix(HUB)
@@ -41,7 +42,7 @@ def run(
         table = Table("adapter", "revision", "task", "language", "base", "method", box=None, pad_edge=False)
         for artefact in found:
             if as_json:
-                typer.echo(json.dumps(asdict(artefact)))
+                say(asdict(artefact))
             columns = (artefact.task, artefact.language, artefact.base, artefact.method)
             table.add_row(artefact.name, artefact.revision[:12], *columns)
         if not as_json:

@@ -8,13 +8,12 @@ import os
 import signal
 from collections.abc import Awaitable
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from server.cli.settings import load_config
-from server.errors import AdapterdError
+from server.cli import options
+from server.cli.output import reported
 
 if TYPE_CHECKING:
     from server.config import ServerConfig
@@ -25,82 +24,32 @@ EXAMPLE = "adapterd serve --base minilm --adapters examples/adapters --port 5005
 
 
 def run(
-    config: Annotated[Path | None, typer.Option(help="TOML file; flags override it.")] = None,
-    base: Annotated[str | None, typer.Option(help='"minilm" (embedded), a directory, or a hub id.')] = None,
-    adapters: Annotated[
-        list[Path] | None, typer.Option(help="Folder whose sub-folders are adapters; may be repeated.")
-    ] = None,
-    registry: Annotated[
-        list[str] | None,
-        typer.Option(help="Further origin: a registry's folder or URL, hub:organization; may be repeated."),
-    ] = None,
-    disk: Annotated[
-        Path | None, typer.Option(help="Folder for converted adapters and what is known of them, kept over restarts.")
-    ] = None,
-    composition: Annotated[
-        list[str] | None, typer.Option(help='A name for a composition: "name = Stack(de, ner)"; may be repeated.')
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16")] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that a batch may have; without it, measured at start.")
-    ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on; other than loopback needs --tenants or --allow-anonymous.")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="gRPC; 0 takes a free one.")] = None,
-    http_host: Annotated[str | None, typer.Option(help="Address of the metrics, which name tenants.")] = None,
-    http_port: Annotated[int | None, typer.Option(help="Metrics; 0 takes a free one.")] = None,
-    tenants: Annotated[
-        Path | None, typer.Option(help="File that declares who may call and use what; read again when it changes.")
-    ] = None,
-    allow_anonymous: Annotated[
-        bool | None, typer.Option("--allow-anonymous", help="Let anyone who reaches the port do everything.")
-    ] = None,
-    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file with the server's certificate chain.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its key.")] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="PEM file; callers then need a certificate that it has signed.")
-    ] = None,
-    frontends: Annotated[
-        int | None, typer.Option(help="gRPC processes on the port; 0 answers calls in the engine's own.")
-    ] = None,
-    assign: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any other knob: --set cache.device_bytes=67108864", metavar="KEY=VALUE"),
-    ] = None,
+    context: typer.Context,
+    config: options.Config = None,
+    base: options.Base = None,
+    adapters: options.AdapterFolders = None,
+    registry: options.Registry = None,
+    disk: options.Disk = None,
+    composition: options.Composition = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    batch_tokens: options.BatchTokens = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    http_host: options.HttpHost = None,
+    http_port: options.HttpPort = None,
+    tenants: options.Tenants = None,
+    allow_anonymous: options.AllowAnonymous = None,
+    tls_certificate: options.TlsCertificate = None,
+    tls_key: options.TlsKey = None,
+    tls_client_ca: options.TlsClientCa = None,
+    frontends: options.Frontends = None,
+    assign: options.Assign = None,
 ) -> None:
     """Serve adapters of one base over gRPC until SIGTERM or Ctrl-C; then answer what was accepted and exit 0."""
-    overrides = {
-        "model.base": base,
-        "model.device": device,
-        "model.dtype": dtype,
-        "scheduler.max_batch_tokens": batch_tokens,
-        "cache.adapters": adapters or None,
-        "cache.registries": registry or None,
-        "cache.disk_path": _text(disk),
-        "cache.compositions": composition or None,
-        "api.host": host,
-        "api.port": port,
-        "api.http_host": http_host,
-        "api.http_port": http_port,
-        "api.tenants": _text(tenants),
-        "api.allow_anonymous": allow_anonymous,
-        "api.tls_certificate": _text(tls_certificate),
-        "api.tls_key": _text(tls_key),
-        "api.tls_client_ca": _text(tls_client_ca),
-        "api.frontends": frontends,
-    }
     set_up_logging()
-    try:
-        run_until_signal(load_config(config, overrides, assign or ()))
-    except AdapterdError as error:
-        typer.echo(f"adapterd: {error.message}", err=True)
-        raise typer.Exit(1) from error
-
-
-def _text(path: Path | None) -> str | None:
-    return str(path) if path is not None else None
+    with reported():  # the context has all options by name: doctor, which has the same, reads them so too
+        run_until_signal(options.server_config(context))
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

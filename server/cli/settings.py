@@ -25,6 +25,7 @@ SECTIONS: dict[str, type[Any]] = {
     "scheduler": SchedulerConfig,
     "api": ApiConfig,
 }
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 Tables = dict[str, dict[str, Any]]
 Section = TypeVar("Section")
 
@@ -47,7 +48,11 @@ def load_config(path: Path | None, overrides: Mapping[str, Any], assignments: Se
 def _read(path: Path) -> Tables:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidInput(
+            f"configuration {path} cannot be read: {error.strerror}; name a TOML file with --config"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"configuration {path}: {error}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -106,4 +111,4 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
             return value
     elif isinstance(value, hint) and not isinstance(value, bool):
         return value
-    raise InvalidInput(f"{key} = {value!r} is not a {getattr(hint, '__name__', hint)}")
+    raise InvalidInput(f"{key} = {value!r} is not {WORDS.get(hint, 'a list of texts')}")

@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.calls import calling
+from server.cli.completion import versions
+from server.cli.options import DEFAULT_SERVER, AdapterName, Json, Server, Token
+from server.cli.output import reported, say_message
+
 if TYPE_CHECKING:
     from adapterd.v1.adapters_pb2 import Adapter
 
@@ -15,31 +20,27 @@ DIGEST_CHARS = 12
 
 
 def run(
-    adapter: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    adapter: AdapterName,
     version: Annotated[
         list[str] | None,
-        typer.Argument(help="DIGEST=PERCENT; a digest alone gets 100. Without any, what there is is shown."),
+        typer.Argument(
+            help="DIGEST=PERCENT; a digest alone gets 100. Without any, what there is is shown.",
+            autocompletion=versions,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The adapter as JSON.")] = False,
-    server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    as_json: Json = False,
+    server: Server = DEFAULT_SERVER,
+    token: Token = None,
 ) -> None:
     """Divide the requests for an adapter among its versions, promote one (100), or go back to one.
 
     What is left of 100 percent stays with the version that the name points to. Digests may be cut to 8 digits.
     """
-    from adapterd import Client, Error
-
     shares = dict(_share(text) for text in version or ())
-    try:
-        with Client(server) as client:
-            found = client.set_traffic(adapter, shares) if shares else client.get(adapter)
-    except Error as error:
-        typer.echo(f"adapterd: {error}", err=True)
-        raise typer.Exit(1) from error
+    with reported(as_json), calling(server, token) as client:
+        found = client.set_traffic(adapter, shares) if shares else client.get(adapter)
     if as_json:
-        from google.protobuf.json_format import MessageToJson
-
-        typer.echo(MessageToJson(found, preserving_proto_field_name=True, indent=None))
+        say_message(found)
     else:
         _print(found)
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from server.cli.completion import backends, bases, devices, dtypes
+from server.cli.options import Json
+from server.cli.output import progress, quiet_stdout, reported, say
 
 if TYPE_CHECKING:
     from server.config import ModelConfig
@@ -29,17 +33,22 @@ def run(
     tag: Annotated[str, typer.Option(help="Only cases that carry this tag.")] = "",
     mixed: Annotated[bool, typer.Option("--mixed", help="Shuffle the rows of all cases into mixed batches.")] = False,
     seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
-    backend: Annotated[str, typer.Option(help="How adapters are computed: eager, triton, reference.")] = "eager",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", autocompletion=devices)] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.", autocompletion=dtypes)] = "float32",
+    backend: Annotated[
+        str, typer.Option(help="How adapters are computed: eager, triton, reference.", autocompletion=backends)
+    ] = "eager",
     tolerance: Annotated[float, typer.Option(help="Multiplies every case's own tolerance.")] = 1.0,
     record: Annotated[bool, typer.Option("--record", help="Write cases of your own adapters instead.")] = False,
     adapter: Annotated[
         str, typer.Option(help="Prove this adapter or composition of --adapters, without recorded cases.")
     ] = "",
-    base: Annotated[str, typer.Option(help="With --record and --adapter: the base, as in serve.")] = "minilm",
+    base: Annotated[
+        str, typer.Option(help="With --record and --adapter: the base, as in serve.", autocompletion=bases)
+    ] = "minilm",
     adapters: Annotated[Path | None, typer.Option(help="With --record and --adapter: folder of adapters.")] = None,
     texts: Annotated[Path | None, typer.Option(help="With --record: a text per line. Default: random tokens.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Check that the engine answers as recorded. Exit code 1 if any case failed, 2 if nothing could be checked.
 
@@ -47,25 +56,24 @@ def run(
     With --adapter, probe inputs go through the engine alone and in a mixed batch, and through a plain forward pass.
     """
     from server.config import ModelConfig
-    from server.errors import AdapterdError, InvalidInput
+    from server.errors import InvalidInput
 
-    try:
+    with reported(as_json, exit_code=2):
         if adapter:
-            _prove(adapter, ModelConfig(base=base, device=device, dtype=dtype, backend=backend), adapters, tolerance)
+            model = ModelConfig(base=base, device=device, dtype=dtype, backend=backend)
+            _prove(adapter, model, adapters, tolerance, as_json)
             return
         _refuse(context, *(("with", CHECK_ONLY) if record else ("without", RECORD_ONLY)))
         if directory is None:
             raise InvalidInput("name a folder of recorded cases, or an adapter with --adapter")
         if record:
-            _record(directory, base, adapters, texts, device, seed)
+            _record(directory, base, adapters, texts, device, seed, as_json)
         else:
-            _check(directory, ModelConfig(device=device, dtype=dtype, backend=backend), tag, mixed, seed, tolerance)
-    except AdapterdError as error:
-        typer.echo(f"adapterd: {error.message}", err=True)
-        raise typer.Exit(2) from error
+            model = ModelConfig(device=device, dtype=dtype, backend=backend)
+            _check(directory, model, tag, mixed, seed, tolerance, as_json)
 
 
-def _prove(adapter: str, model: ModelConfig, adapters: Path | None, tolerance: float) -> None:
+def _prove(adapter: str, model: ModelConfig, adapters: Path | None, tolerance: float, as_json: bool) -> None:
     from server.difference import tolerance_of
     from server.errors import InvalidInput
     from server.probe import NotProven, probe
@@ -74,11 +82,17 @@ def _prove(adapter: str, model: ModelConfig, adapters: Path | None, tolerance: f
         raise InvalidInput("--adapter needs --adapters, a folder whose sub-folders are adapters")
     limit = tolerance_of("float32") * tolerance
     try:
-        error = probe(model, adapters, adapter, limit)
+        with quiet_stdout(as_json):
+            error = probe(model, adapters, adapter, limit)
     except NotProven as refused:
-        typer.echo(f"adapterd: {refused.message}", err=True)
-        raise typer.Exit(1) from refused
-    typer.echo(f"{adapter} passed: it differs from its plain forward pass by {error:.3g}, the tolerance is {limit:g}")
+        with reported(as_json):  # checked, and found different: exit code 1
+            raise refused
+    if as_json:
+        say({"adapter": adapter, "difference": error, "tolerance": limit})
+    else:
+        typer.echo(
+            f"{adapter} passed: it differs from its plain forward pass by {error:.3g}, the tolerance is {limit:g}"
+        )
 
 
 def _refuse(context: typer.Context, where: str, names: Sequence[str]) -> None:
@@ -91,12 +105,12 @@ def _refuse(context: typer.Context, where: str, names: Sequence[str]) -> None:
         raise InvalidInput(f"{', '.join(given)} cannot be used {where} --record")
 
 
-def _check(directory: Path, model: ModelConfig, tag: str, mixed: bool, seed: int, tolerance: float) -> None:
-    from rich.progress import Progress
-
+def _check(
+    directory: Path, model: ModelConfig, tag: str, mixed: bool, seed: int, tolerance: float, as_json: bool
+) -> None:
     from server.verify import check
 
-    with Progress(transient=True) as bar:
+    with progress(is_silent=as_json) as bar, quiet_stdout(as_json):
         task = bar.add_task("verify", total=None)
         outcomes = check(
             directory,
@@ -107,12 +121,17 @@ def _check(directory: Path, model: ModelConfig, tag: str, mixed: bool, seed: int
             tolerance=tolerance,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    _print(outcomes)
+    if as_json:
+        say(_document(outcomes))
+    else:
+        _print(outcomes)
     if any(outcome.is_failed for outcome in outcomes):
         raise typer.Exit(1)
 
 
-def _record(directory: Path, base: str, adapters: Path | None, texts: Path | None, device: str, seed: int) -> None:
+def _record(
+    directory: Path, base: str, adapters: Path | None, texts: Path | None, device: str, seed: int, as_json: bool
+) -> None:
     from server.config import ModelConfig
     from server.errors import InvalidInput
     from server.record import record
@@ -120,12 +139,17 @@ def _record(directory: Path, base: str, adapters: Path | None, texts: Path | Non
     if adapters is None:
         raise InvalidInput("--record needs --adapters, a folder whose sub-folders are adapters")
     config = ModelConfig(base=base, device=device, dtype="float32")
-    recorded = record(directory, config, adapters, _lines(texts) if texts else [], seed)
-    typer.echo(
-        f"recorded {recorded.num_cases} cases in {directory}; check them with: adapterd verify {directory} --mixed"
-    )
-    for folder, reason in recorded.left_out.items():
-        typer.echo(f"left out: {folder}: {reason}", err=True)
+    with quiet_stdout(as_json):
+        recorded = record(directory, config, adapters, _lines(texts) if texts else [], seed)
+    if as_json:
+        facts = {"num_cases": recorded.num_cases, "left_out": dict(recorded.left_out)}
+        say({"directory": str(directory), **facts})
+    else:
+        typer.echo(
+            f"recorded {recorded.num_cases} cases in {directory}; check them with: adapterd verify {directory} --mixed"
+        )
+        for folder, reason in recorded.left_out.items():
+            typer.echo(f"left out: {folder}: {reason}", err=True)
     if recorded.left_out:
         raise typer.Exit(1)
 
@@ -141,6 +165,24 @@ def _lines(path: Path) -> list[str]:
     if not lines:
         raise InvalidInput(f"{path} holds no text; leave --texts out for random tokens")
     return lines
+
+
+def _document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """`error` of a case is its worst one over its tolerance."""
+    num_passed, num_failed, num_unsupported = _numbers(outcomes)
+    cases = [
+        {
+            "id": outcome.case["id"],
+            "base": outcome.case["base"],
+            "methods": outcome.case["methods"],
+            "outcome": "unsupported" if outcome.is_unsupported else "failed" if outcome.is_failed else "passed",
+            "error": outcome.error,
+            "reason": outcome.reason,
+        }
+        for outcome in outcomes
+    ]
+    numbers = {"num_passed": num_passed, "num_failed": num_failed, "num_unsupported": num_unsupported}
+    return {**numbers, "cases": cases}
 
 
 def _print(outcomes: Sequence[Outcome]) -> None:
@@ -170,10 +212,8 @@ def _print(outcomes: Sequence[Outcome]) -> None:
 def _counts(group: Sequence[Outcome]) -> tuple[str, ...]:
     from server.compare import worst
 
-    failed = sum(outcome.is_failed for outcome in group)
-    unsupported = sum(outcome.is_unsupported for outcome in group)
     error = worst(outcome.error for outcome in group if not outcome.is_unsupported)
-    return str(len(group) - failed - unsupported), str(failed), str(unsupported), f"{error:.3f}"
+    return *map(str, _numbers(group)), f"{error:.3f}"
 
 
 def _print_reasons(echo: object, title: str, chosen: Sequence[Outcome]) -> None:
@@ -190,7 +230,12 @@ def _print_reasons(echo: object, title: str, chosen: Sequence[Outcome]) -> None:
 
 
 def _summary(outcomes: Sequence[Outcome]) -> str:
+    passed, failed, unsupported = _numbers(outcomes)
+    return f"{passed} passed, {failed} failed, {unsupported} unsupported"
+
+
+def _numbers(outcomes: Sequence[Outcome]) -> tuple[int, int, int]:
+    """Passed, failed and unsupported."""
     failed = sum(outcome.is_failed for outcome in outcomes)
     unsupported = sum(outcome.is_unsupported for outcome in outcomes)
-    passed = len(outcomes) - failed - unsupported
-    return f"{passed} passed, {failed} failed, {unsupported} unsupported"
+    return len(outcomes) - failed - unsupported, failed, unsupported

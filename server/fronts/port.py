@@ -24,7 +24,10 @@ def reserve(host: str, port: int) -> socket.socket:
             held.close()
             raise
     except OSError as error:
-        raise InvalidInput(f"{host}:{port} cannot be bound; choose another port") from error
+        raise InvalidInput(
+            f"{host}:{port} cannot be bound ({error.strerror}); choose another port, or see with adapterd doctor who"
+            " has it"
+        ) from error
     return held
 
 

@@ -58,7 +58,10 @@ class HttpServer:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, port), family=family)
         except OSError as error:
-            raise InvalidInput(f"{host}:{port} cannot be bound; choose another http_port") from error
+            raise InvalidInput(
+                f"{host}:{port} cannot be bound ({error.strerror or error}); choose another http_port, or see with"
+                " adapterd doctor who has it"
+            ) from error
         bound: int = listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()

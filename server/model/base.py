@@ -103,22 +103,22 @@ def load_base(config: ModelConfig) -> Base:
         raise InvalidInput(
             f"base {config.base!r} is neither 'minilm', a directory with a config.json, nor a reachable hub id"
         ) from error
-    family = _family(hf_config)
-    device = _device(config.device)
+    family = family_for(hf_config)
+    device = device_of(config.device)
     check_quantization(config.quantization, device, dtype_of(config.dtype, device))
     if device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(config.num_threads or torch.get_num_threads())
     with _quiet():
         model, info = AutoModel.from_pretrained(
-            source, dtype="auto", attn_implementation=_attention(family), output_loading_info=True
+            source, dtype="auto", attn_implementation=attention_of(family), output_loading_info=True
         )
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
         model.pooler = None  # transformers would have made one up
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise InvalidInput(f"base {config.base!r} lacks weights: {', '.join(missing[:3])}")
-    return _stitched(model, _tokenizer_path(source), config, device)
+    return _stitched(model, tokenizer_path(source), config, device)
 
 
 def stitch_base(model: Any, config: ModelConfig) -> Base:
@@ -128,7 +128,7 @@ def stitch_base(model: Any, config: ModelConfig) -> Base:
     config  `base`, `device` and `dtype` are the model's own, whatever it says
     raises UnsupportedConfig where its family is not served
     """
-    if not _family(model.config).is_disentangled:
+    if not family_for(model.config).is_disentangled:
         model.set_attn_implementation(ATTENTION_NAME)
     source = str(model.config.name_or_path)
     own = replace(config, base=source or model.config.model_type, dtype=str(model.dtype).removeprefix("torch."))
@@ -136,13 +136,13 @@ def stitch_base(model: Any, config: ModelConfig) -> Base:
     return _stitched(model, path if source and path.is_dir() else None, own, model.device)
 
 
-def _stitched(model: Any, tokenizer_path: Path | None, config: ModelConfig, device: torch.device) -> Base:
+def _stitched(model: Any, tokenizer: Path | None, config: ModelConfig, device: torch.device) -> Base:
     hf_config = model.config
-    family, dtype = _family(hf_config), dtype_of(config.dtype, device)
+    family, dtype = family_for(hf_config), dtype_of(config.dtype, device)
     kernels = backend(config.backend, device)
     if getattr(hf_config, "conv_kernel_size", 0):
         raise UnsupportedConfig("conv_kernel_size is set: a convolution over packed samples would mix them")
-    base_info = _describe(config.base, hf_config, family, model, tokenizer_path)
+    base_info = describe(config.base, model, tokenizer, _fingerprint(model))
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Base(
         info=base_info,
@@ -163,13 +163,13 @@ def _stitched(model: Any, tokenizer_path: Path | None, config: ModelConfig, devi
         ),
         device=device,
         dtype=dtype,
-        tokenizer_path=tokenizer_path,
+        tokenizer_path=tokenizer,
         graphs=graphs(device, dtype, base_info.hidden_size) if config.cuda_graphs and family.is_static else None,
         num_threads=torch.get_num_threads(),
     )
 
 
-def _family(hf_config: Any) -> Family:
+def family_for(hf_config: Any) -> Family:
     """Raises UnsupportedConfig where it is not served."""
     family = FAMILIES.get(hf_config.model_type)
     if family is None:
@@ -178,7 +178,7 @@ def _family(hf_config: Any) -> Family:
     return family
 
 
-def _attention(family: Family) -> str:
+def attention_of(family: Family) -> str:
     """DeBERTa has no attention function to choose; its own is stitched."""
     return "eager" if family.is_disentangled else ATTENTION_NAME
 
@@ -198,7 +198,8 @@ def locate(name: str) -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a setting. Raises InvalidInput for one that this machine does not have."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
@@ -228,7 +229,7 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def _tokenizer_path(source: str) -> Path | None:
+def tokenizer_path(source: str) -> Path | None:
     """Directory of the tokenizer's files, None where the base has none."""
     path = Path(source)
     if not path.is_dir():
@@ -239,19 +240,16 @@ def _tokenizer_path(source: str) -> Path | None:
     return path if any((path / name).exists() for name in names) else None
 
 
-def _describe(name: str, hf_config: Any, family: Family, model: Any, tokenizer_path: Path | None) -> BaseInfo:
-    digest = hashlib.sha256()
-    for key in FINGERPRINTED:
-        digest.update(f"{key}={getattr(hf_config, key, None)}\n".encode())
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+def describe(name: str, model: Any, tokenizer: Path | None, fingerprint: str) -> BaseInfo:
+    """What a base's configuration and modules say of it. Looks at no weights: they may be on the meta device."""
+    hf_config = model.config
+    family = family_for(hf_config)
     return BaseInfo(
         name=Path(name).name,
         model_type=hf_config.model_type,
         hidden_size=hf_config.hidden_size,
         num_layers=len(family.layers(model)),
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint,
         max_tokens=hf_config.max_position_embeddings - family.position_offset(hf_config),
         vocab_size=hf_config.vocab_size,
         type_vocab_size=max(1, getattr(hf_config, "type_vocab_size", 1)),
@@ -259,14 +257,25 @@ def _describe(name: str, hf_config: Any, family: Family, model: Any, tokenizer_p
         num_heads=hf_config.num_attention_heads,
         intermediate_size=getattr(hf_config, "intermediate_size", None) or hf_config.hidden_dim,
         pad_token_id=hf_config.pad_token_id or 0,
-        mask_token_id=_mask_token_id(tokenizer_path),
+        mask_token_id=_mask_token_id(tokenizer),
         layers_per_group=getattr(hf_config, "inner_group_num", 1),
         has_pooler=getattr(model, "pooler", None) is not None,
     )
 
 
-def _mask_token_id(tokenizer_path: Path | None) -> int | None:
-    if tokenizer_path is None:
+def _fingerprint(model: Any) -> str:
+    """sha256, hex, of the weights and of what the configuration makes of them."""
+    digest = hashlib.sha256()
+    for key in FINGERPRINTED:
+        digest.update(f"{key}={getattr(model.config, key, None)}\n".encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _mask_token_id(tokenizer: Path | None) -> int | None:
+    if tokenizer is None:
         return None
-    mask: int | None = AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True).mask_token_id
+    mask: int | None = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True).mask_token_id
     return mask

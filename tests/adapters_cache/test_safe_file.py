@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapters_cache.formats.safe_file import parse_json, read_json, read_safetensors
+from adapters_cache.formats.safe_file import parse_json, read_json, read_safetensors, read_shapes
 from server.errors import MalformedCheckpoint
 
 MANY = 1 << 20
@@ -31,17 +32,33 @@ def test_good_file_is_read(good: Path) -> None:
     assert torch.equal(read_safetensors(good, MANY)["a"], torch.arange(6.0).view(2, 3))
 
 
+def test_shapes_are_read_without_values(tmp_path: Path) -> None:
+    dtypes = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+    save_file({name: torch.zeros(2, 3, dtype=dtype) for name, dtype in dtypes.items()}, tmp_path / "x")
+    shapes = read_shapes(tmp_path / "x", MANY)
+    assert {name: tensor.dtype for name, tensor in shapes.items()} == dtypes
+    assert all(tensor.is_meta and tensor.shape == (2, 3) for tensor in shapes.values())
+
+
+@pytest.mark.parametrize("read", [read_safetensors, read_shapes])
 @pytest.mark.parametrize("kept", [0, 7, 20, -1])
-def test_truncated_file_is_malformed(good: Path, kept: int) -> None:
+def test_truncated_file_is_malformed(good: Path, kept: int, read: Callable[[Path, int], object]) -> None:
     good.write_bytes(good.read_bytes()[:kept])
     with pytest.raises(MalformedCheckpoint, match="truncated"):
-        read_safetensors(good, MANY)
+        read(good, MANY)
 
 
-def test_left_over_bytes_are_malformed(good: Path) -> None:
+@pytest.mark.parametrize("read", [read_safetensors, read_shapes])
+def test_left_over_bytes_are_malformed(good: Path, read: Callable[[Path, int], object]) -> None:
     good.write_bytes(good.read_bytes() + b"\0" * 8)
     with pytest.raises(MalformedCheckpoint, match="left over"):
-        read_safetensors(good, MANY)
+        read(good, MANY)
+
+
+def test_shapes_that_no_tensor_can_have_are_malformed(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [0, 1 << 62, 1 << 62], "data_offsets": [0, 0]}
+    with pytest.raises(MalformedCheckpoint):
+        read_shapes(write(tmp_path / "x", {"a": entry}), MANY)
 
 
 def test_file_over_the_limit_names_both_sizes(good: Path) -> None:

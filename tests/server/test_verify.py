@@ -96,6 +96,26 @@ def test_what_was_recorded_passes(recorded: Path, mixed: list[str]) -> None:
     assert done.exit_code == 0 and f"{NUM_ADAPTERS + 1} passed, 0 failed, 0 unsupported" in done.output
 
 
+def test_outcomes_are_a_document_too(cases: Path, adapters_path: Path, base_path: Path, tmp_path: Path) -> None:
+    change(cases / f"outputs/{QA}.safetensors", lambda arrays: arrays.update(answers_of(arrays, 1.0)))
+    done = verify(cases, "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == 1 and (facts["num_passed"], facts["num_failed"]) == (NUM_ADAPTERS, 1)
+    [broken] = [case for case in facts["cases"] if case["outcome"] == "failed"]
+    assert broken["id"] == f"tiny/{QA}" and broken["error"] > 1
+
+    own = ("--base", base_path, "--adapters", adapters_path, "--json")
+    proven = json.loads(verify("--adapter", NO_HEAD, *own).stdout)
+    assert proven["adapter"] == NO_HEAD and proven["difference"] <= proven["tolerance"]
+    recorded = json.loads(verify(tmp_path / "new", "--record", *own).stdout)
+    assert recorded == {"directory": str(tmp_path / "new"), "num_cases": NUM_ADAPTERS + 1, "left_out": {}}
+
+
+def answers_of(arrays: Any, more: float) -> dict[str, Any]:
+    """All of a case's outputs, each off by so much."""
+    return {name: array + np.float32(more) for name, array in arrays.items()}
+
+
 def test_mixing_evicts_adapters_and_loads_them_again(recorded: Path) -> None:
     num_evicted, num_placed = {}, {}
     for mixed in (False, True):

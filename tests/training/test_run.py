@@ -177,9 +177,11 @@ def test_killed_at_random_moments_it_still_ends_well(plan: Plan, tmp_path: Path)
         time.sleep(rng.random() * 0.5)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
+    facts = json.loads(done.stdout)
+    assert facts["folder"] == str(output) and 0 <= facts["test"]["accuracy"] <= 1
+    assert (facts["trained_by"], facts["published_digest"]) == ("", "")
     read_checkpoint(output)
     assert not (tmp_path / ".letters.training").exists()
 

@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import server.cli
 from server.cli import app as command_line
 
-VERBS = ("serve", "demo", "predict", "list", "verify", "health")
+VERBS = tuple(verb.NAME for verb in server.cli.VERBS)
 
 
 def adapterd(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "server", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def shown_by(*arguments: str) -> str:
+    return CliRunner().invoke(command_line, arguments, env={"COLUMNS": "200"}).stdout
 
 
 def test_help_lists_every_verb() -> None:
@@ -25,7 +30,7 @@ def test_help_lists_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_shows_an_example(verb: str) -> None:
-    assert f"Example: adapterd {verb}" in adapterd(verb, "--help").stdout
+    assert f"Example: adapterd {verb}" in shown_by(verb, "--help")
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
@@ -47,7 +52,11 @@ def test_health_of_nobody_is_exit_1() -> None:
 
 def test_predict_without_a_server_is_exit_1() -> None:
     done = adapterd("predict", "a", "text", "--server", "127.0.0.1:1", "--timeout", "5")
-    assert done.returncode == 1 and done.stderr.startswith("adapterd: UNAVAILABLE")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "adapterd: UNAVAILABLE: nobody answers at 127.0.0.1:1 (Connection refused); start one"
+    )
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def test_an_assignment_may_be_a_bare_word(file: Path) -> None:
     [
         ("cache.budget=1", "unknown key cache.budget; known: adapters, device_bytes"),
         ("disk.size=1", "unknown section .disk.; known: model, cache, scheduler, api"),
-        ("api.port=high", "api.port = 'high' is not a int"),
-        ("api.port=true", "api.port = True is not a int"),
+        ("api.port=high", "api.port = 'high' is not a whole number"),
+        ("api.port=true", "api.port = True is not a whole number"),
         ("cache.adapters=[1]", "cache.adapters"),
         ("port=1", "section.key"),
         ("api.port", "section.key=value"),

@@ -37,11 +37,12 @@ check: install
 test: install components
 	$(BIN)/python -m pytest
 
-# What tests run beside Python packages: Prometheus, from PATH or Debian's archive, without root.
+# What tests run beside Python packages, from PATH or Debian's archive, without root.
 components: $(COMPONENTS)
 
-$(COMPONENTS): tests/components.py | install
+$(COMPONENTS): tests/components.py tests/perf_analyzer.py | install
 	$(BIN)/python tests/components.py
+	$(BIN)/python tests/perf_analyzer.py
 	@mkdir -p $(@D) && touch $@
 
 # Coverage-guided, a minute for each kind of bytes that a stranger may send; make fuzz SECONDS=600 takes longer.

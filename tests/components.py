@@ -27,13 +27,19 @@ def component(package: str, program: str, needs: Sequence[str] = ()) -> Path:
     """
     if found := shutil.which(program):
         return Path(found)
-    folder = FOLDER / package
-    if not (folder / "done").exists():
-        _unpack([package, *needs], folder)
+    folder = unpacked(package, needs)
     for place in PLACES:
         if (path := folder / place / program).exists():
             return path
     raise RuntimeError(f"Debian's package {package} has no program {program}")
+
+
+def unpacked(package: str, needs: Sequence[str] = ()) -> Path:
+    """The tree of a Debian package's files. Raises RuntimeError."""
+    folder = FOLDER / package
+    if not (folder / "done").exists():
+        _unpack([package, *needs], folder)
+    return folder
 
 
 def _unpack(packages: Sequence[str], folder: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
+import os
 import queue
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +19,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from make_adapters import make_adapter
+from perf_analyzer import perf_analyzer
 from tritonclient.utils import InferenceServerException
 
 from adapterd import AsyncClient, predict_request
@@ -224,3 +229,22 @@ async def test_reflection_knows_the_public_name(app: App) -> None:
     assert proto.package == "inference"
     method = next(method for method in proto.service[0].method if method.name == "ModelInfer")
     assert method.input_type == ".inference.ModelInferRequest"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_perf_analyzer_measures_the_server(app: App, protocol: str, tmp_path: Path) -> None:
+    program, environment = await asyncio.to_thread(perf_analyzer)
+    (tmp_path / "inputs.json").write_text(json.dumps({"data": [{"text": ["one two"]}, {"text": ["three"]}]}))
+    port = {"grpc": app.grpc_port, "http": app.http_port}[protocol]
+    options = ["-m", "intent", "-i", protocol, "-u", f"127.0.0.1:{port}", "--shape", "text:1", "-f", "report.csv"]
+    options += ["--input-data", "inputs.json", "--measurement-mode", "count_windows", "-s", "999", "--max-trials", "3"]
+    options += ["--measurement-request-count", "20", "--concurrency-range", "1:2"]
+    process = await asyncio.create_subprocess_exec(
+        program, *options, env={**os.environ, **environment}, cwd=tmp_path, stdout=PIPE, stderr=STDOUT
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    with (tmp_path / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["Concurrency"]) for row in rows] == [1, 2]
+    assert all(float(row["Inferences/Second"]) > 0 and float(row["Server Compute Infer"]) > 0 for row in rows)

@@ -158,7 +158,7 @@ function draw() {
 	say(byId("adapters-empty"), isFiltered ? NONE_FITS : NONE_THERE);
 }
 
-const NONE_FITS = "No adapter fits. A task is known once an adapter has been read for the first time.";
+const NONE_FITS = "No adapter fits. A task is known once an adapter has been read.";
 const NONE_THERE = "No adapter is registered. Put one into a folder that the server reads.";
 
 function nameCell(one) {

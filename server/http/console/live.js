@@ -13,6 +13,7 @@ const STAGE_DUTIES = {
 	ready: "weights in host memory",
 	queue: "waiting for a batch",
 	compute: "the forward pass",
+	total: "refusals too",
 };
 const TIER_NAMES = { device: "Device", host: "Host memory", disk: "Disk" };
 
@@ -234,16 +235,15 @@ function updateStages(state, history) {
 	const isRecent = history.growth((s) => s.stages?.total?.count ?? 0) > 0;
 	const older = isRecent ? history.before()?.stages : null;
 	const grown = (stage, field) => (state.stages?.[stage]?.[field] ?? 0) - (older?.[stage]?.[field] ?? 0);
-	const requests = grown("total", "count");
-	say(byId("stages-window"), isRecent ? `mean of the last ${WINDOW_S} s` : requests ? "mean since the start" : "");
+	say(byId("stages-window"), isRecent ? `of calls that reached it, last ${WINDOW_S} s` : "since the start");
 	const told = [...STAGES, "total"].map((stage) => ({
 		stage,
 		kind: "stage-" + stage,
-		mean: requests ? grown(stage, "sum_s") / requests : null,
+		mean: grown(stage, "count") ? grown(stage, "sum_s") / grown(stage, "count") : null,
 		p95: quantile(state.stages?.[stage], older?.[stage], 0.95),
 	}));
 	const rows = told.map(({ stage, kind, mean, p95 }) => {
-		const name = th(key(kind), stage, STAGE_DUTIES[stage] ? soft(STAGE_DUTIES[stage], "aside") : null);
+		const name = th(key(kind), stage, soft(STAGE_DUTIES[stage], "aside"));
 		return el("tr", { class: stage === "total" ? "sum" : null }, name, td(as.seconds(mean)), td(as.seconds(p95)));
 	});
 	const parts = told.slice(0, -1).map(({ stage, kind, mean }) => ({ kind, value: mean, title: stage }));

@@ -13,7 +13,7 @@ const EXAMPLES = [
 	{ name: "Sentiment", adapters: ["sst2-sentiment"], text: "a gripping , well-acted film" },
 	{ name: "Side by side", adapters: SNIPS, text: "add sabrina salerno to the grime instrumentals playlist" },
 	{ name: "Composition", adapters: [`Parallel(${SNIPS.join(", ")})`], text: "will it snow in mt on june 13 2038" },
-	{ name: "Embedding", adapters: ["base"], text: "one resident base, any mix of adapters in one batch" },
+	{ name: "Embedding", adapters: ["base"], text: "any mix of adapters in one batch" },
 ];
 
 const columns = [];
@@ -46,7 +46,7 @@ export async function enter(query) {
 	const examples = await suggested();
 	const button = (one) => el("button.example", { type: "button", on: { click: () => take(one) } }, one.name);
 	byId("examples").replaceChildren(...examples.map(button));
-	if (!hasBeenFilled) take(examples[0]);
+	if (!hasBeenFilled && !form.elements.text.value) take(examples[0]);
 }
 
 /** Examples for the demo adapters where they are here, else for what is. */

@@ -15,182 +15,183 @@ const VIEWS = { live: "Live", adapters: "Adapters", tenants: "Tenants", playgrou
 
 let session = null;
 let view = null;
+let obstacle = null;
 
 // views
 
 function route() {
-  const [path, query = ""] = location.hash.slice(1).split(/\?(.*)/s);
-  const [name, ...rest] = path.split("/");
-  const next = VIEWS[name] ? name : session?.can_observe === false ? "playground" : "live";
-  if (view === "adapters" && next !== "adapters") adapters.leave();
-  const hasMoved = view !== null && view !== next;
-  view = next;
-  for (const one of Object.keys(VIEWS)) show(byId(one), one === view);
-  for (const link of document.querySelectorAll("nav a")) {
-    if (link.hash === "#" + view) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
-  document.title = `${VIEWS[view]} · adapterd`;
-  if (hasMoved) {
-    window.scrollTo(0, 0);
-    if (!document.activeElement?.closest("nav")) byId("main").focus({ preventScroll: true });
-  }
-  if (!session) return;
-  if (view === "adapters") adapters.enter(decoded(rest.join("/")));
-  if (view === "playground") playground.enter(new URLSearchParams(query));
-  if (poll.last) draw(poll.last);
+	const [path, query = ""] = location.hash.slice(1).split(/\?(.*)/s);
+	const [name, ...rest] = path.split("/");
+	const next = VIEWS[name] ? name : session?.can_observe === false ? "playground" : "live";
+	if (view === "adapters" && next !== "adapters") adapters.leave();
+	const hasMoved = view !== null && view !== next;
+	view = next;
+	for (const one of Object.keys(VIEWS)) show(byId("view-" + one), one === view);
+	for (const link of document.querySelectorAll("nav a")) {
+		if (link.hash === "#" + view) link.setAttribute("aria-current", "page");
+		else link.removeAttribute("aria-current");
+	}
+	document.title = `${VIEWS[view]} · adapterd`;
+	if (hasMoved) {
+		window.scrollTo(0, 0);
+		if (!document.activeElement?.closest("nav")) byId("main").focus({ preventScroll: true });
+	}
+	explain(obstacle);
+	if (!session) return;
+	if (view === "adapters") adapters.enter(decoded(rest.join("/")));
+	if (view === "playground") playground.enter(new URLSearchParams(query));
+	if (poll.last) draw(poll.last);
 }
 
 function decoded(text) {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
-  }
+	try {
+		return decodeURIComponent(text);
+	} catch {
+		return text;
+	}
 }
 
 // who is here
 
 async function open() {
-  try {
-    session = await api.session();
-    if (session.needs_token && !session.tenant && !api.hasToken()) {
-      await api.askForToken(null);
-      session = await api.session();
-    }
-  } catch (error) {
-    session = null;
-    tell("bad", error.status === 401 ? "no token" : "away");
-    if (error.status !== 401) setTimeout(open, (poll.wait_ms = Math.min(MAX_WAIT_MS, 2 * poll.wait_ms)));
-    explain(error.status === 401 ? "Without a token this server tells nothing." : `${error.message}. Trying again.`);
-    return;
-  }
-  poll.wait_ms = POLL_MS;
-  describe(session);
-  route();
-  if (session.can_observe) {
-    explain(null);
-    poll.start();
-  } else {
-    const who = session.tenant ? `The tenant ${session.tenant}` : "This token";
-    explain(`${who} may use its adapters, but not watch the server. The operator's token may.`);
-    tell("ok", "connected");
-  }
+	try {
+		session = await api.session();
+	} catch (error) {
+		session = null;
+		const isAway = error.status !== 401;
+		tell("bad", isAway ? "server away" : "no token");
+		explain(isAway ? `${error.message}; trying again` : "Without a token this server tells nothing.");
+		if (isAway) setTimeout(open, (poll.wait_ms = Math.min(MAX_WAIT_MS, 2 * poll.wait_ms)));
+		else offerToken("");
+		return;
+	}
+	poll.wait_ms = POLL_MS;
+	describe(session);
+	route();
+	if (session.can_observe) {
+		explain(null);
+		poll.start();
+	} else {
+		explain(`Tenant ${session.tenant} may not watch the server: that takes can_observe in the tenants file.`);
+		tell("ok", "connected");
+	}
 }
 
-/** Why the live views have nothing to show, or null where they have. */
+/** Why the live views, and without a session all, have nothing to show; null where they have. */
 function explain(message) {
-  for (const one of ["live", "tenants"]) {
-    notice(byId(one + "-notice"), message);
-    show(byId(one + "-body"), !message);
-  }
+	obstacle = message;
+	const isLive = view === "live" || view === "tenants";
+	notice(byId("notice"), isLive || !session ? message : null);
+	for (const one of ["live-body", "tenants-body"]) show(byId(one), !message);
 }
 
 function describe({ tenant, needs_token, base, version }) {
-  const shape = base ? `${base.model_type}, ${base.num_layers} layers of ${base.hidden_size}, ${base.dtype} on ${base.device}` : "";
-  byId("live-base").replaceChildren(...(base ? ["One ", el("code", {}, base.name), ` stays resident: ${shape}`, el("span", { id: "uptime" })] : []));
-  byId("who").replaceChildren(
-    ...(needs_token || api.hasToken() ? [el("span", {}, tenant ?? ""), el("button", { type: "button", class: "plain small", on: { click: signOut } }, api.hasToken() ? "Forget token" : "Use a token")] : []),
-  );
-  byId("foot").replaceChildren(
-    ...[
-      `adapterd ${version ?? ""}`,
-      base?.max_tokens_per_input ? `${as.count(base.max_tokens_per_input)} tokens an input` : null,
-      base?.fingerprint ? el("span", { title: base.fingerprint }, "base ", el("code", {}, as.shortDigest(base.fingerprint))) : null,
-      el("a", { href: "metrics" }, "metrics"),
-    ]
-      .filter(Boolean)
-      .map((part) => el("span", {}, part)),
-  );
+	const { name, model_type, num_layers, hidden_size, dtype, device, max_tokens_per_input, fingerprint = "" } = base;
+	const shape = ` stays resident: ${model_type}, ${num_layers} layers of ${hidden_size}, ${dtype} on ${device}`;
+	byId("live-base").replaceChildren("One ", el("code", name), shape, el("span", { id: "uptime" }));
+	if (needs_token || api.hasToken()) offerToken(tenant);
+	byId("foot").replaceChildren(
+		el("span", `adapterd ${version}`),
+		el("span", `${as.count(max_tokens_per_input)} tokens an input`),
+		el("span", { title: fingerprint }, "base ", el("code", as.shortDigest(fingerprint))),
+		el("a", { href: "metrics" }, "metrics"),
+	);
 }
 
-function signOut() {
-  if (!api.hasToken()) return api.askForToken(null).then(() => location.reload(), () => {});
-  api.setToken("");
-  location.reload();
+function offerToken(tenant) {
+	const has = api.hasToken();
+	const button = el("button.plain.small", has ? "Forget token" : "Use a token");
+	const change = async () => (has ? api.setToken("") : api.askForToken(null));
+	button.addEventListener("click", () => change().then(() => location.reload(), () => {}));
+	byId("who").replaceChildren(tenant, button);
 }
 
 function prompt(error) {
-  const dialog = byId("token");
-  const form = byId("token-form");
-  form.reset();
-  notice(byId("token-error"), api.hasToken() && error ? `That token was refused. ${error.reason}: ${error.message}` : null);
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve, reject) => {
-    dialog.addEventListener("close", () => (dialog.returnValue === "use" ? resolve(form.elements.token.value) : reject(error ?? new Error("no token"))), { once: true });
-  });
+	const dialog = byId("token");
+	const form = byId("token-form");
+	form.reset();
+	const isRefused = api.hasToken() && error;
+	notice(byId("token-error"), isRefused ? `That token was refused. ${error.reason}: ${error.message}` : null);
+	dialog.returnValue = "";
+	dialog.showModal();
+	return new Promise((resolve, reject) => {
+		const settle = () => {
+			if (dialog.returnValue === "use") resolve(form.elements.token.value);
+			else reject(error ?? new Error("no token"));
+		};
+		dialog.addEventListener("close", settle, { once: true });
+	});
 }
 
 // the poll
 
 function tell(kind, text) {
-  const status = byId("status");
-  if (status.dataset.kind !== kind) status.dataset.kind = kind;
-  say(byId("status-text"), text);
+	const status = byId("status");
+	if (status.dataset.kind !== kind) status.dataset.kind = kind;
+	say(byId("status-text"), text);
 }
 
 const poll = {
-  history: new History(),
-  last: null,
-  timer: 0,
-  wait_ms: POLL_MS,
-  isRunning: false,
+	history: new History(),
+	last: null,
+	timer: 0,
+	wait_ms: POLL_MS,
+	isRunning: false,
 
-  start() {
-    this.isRunning = true;
-    this.now();
-  },
+	start() {
+		this.isRunning = true;
+		this.now();
+	},
 
-  later(wait_ms) {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.now(), wait_ms);
-  },
+	later(wait_ms) {
+		clearTimeout(this.timer);
+		this.timer = setTimeout(() => this.now(), wait_ms);
+	},
 
-  async now() {
-    clearTimeout(this.timer);
-    if (!this.isRunning || this.isAsking) return;
-    if (document.hidden) return tell("wait", "paused");
-    const begun = performance.now();
-    this.isAsking = true;
-    let state;
-    try {
-      state = await api.state();
-    } catch (error) {
-      return this.failed(error);
-    } finally {
-      this.isAsking = false;
-    }
-    this.history.push(state);
-    this.last = state;
-    this.wait_ms = POLL_MS;
-    this.later(Math.max(200, POLL_MS - (performance.now() - begun)));
-    tell(state.is_draining ? "warn" : "ok", state.is_draining ? "draining" : "live");
-    explain(null);
-    draw(state);
-  },
+	async now() {
+		clearTimeout(this.timer);
+		if (!this.isRunning || this.isAsking) return;
+		if (document.hidden) return tell("wait", "paused");
+		const begun = performance.now();
+		this.isAsking = true;
+		let state;
+		try {
+			state = await api.state();
+		} catch (error) {
+			return this.failed(error);
+		} finally {
+			this.isAsking = false;
+		}
+		this.history.push(state);
+		this.last = state;
+		this.wait_ms = POLL_MS;
+		this.later(Math.max(200, POLL_MS - (performance.now() - begun)));
+		tell(state.is_draining ? "warn" : "ok", state.is_draining ? "draining" : "live");
+		explain(null);
+		draw(state);
+	},
 
-  failed(error) {
-    if (error.status === 401 || error.status === 403) {
-      this.isRunning = false;
-      tell("bad", error.status === 401 ? "no token" : "not allowed");
-      return explain(`${error.reason}: ${error.message}`);
-    }
-    this.wait_ms = Math.min(MAX_WAIT_MS, 2 * this.wait_ms);
-    const what = error.status ? error.reason : "server away";
-    tell("bad", `${what}, next try in ${this.wait_ms / 1000} s`);
-    if (!this.last) explain(error.message);
-    this.later(this.wait_ms);
-  },
+	failed(error) {
+		if (error.status === 401 || error.status === 403) {
+			this.isRunning = false;
+			tell("bad", error.status === 401 ? "no token" : "not allowed");
+			return explain(`${error.reason}: ${error.message}`);
+		}
+		this.wait_ms = Math.min(MAX_WAIT_MS, 2 * this.wait_ms);
+		const what = error.status ? error.reason : "server away";
+		tell("bad", `${what}, next try in ${this.wait_ms / 1000} s`);
+		if (!this.last) explain(error.message);
+		this.later(this.wait_ms);
+	},
 };
 
 function draw(state) {
-  if (view === "live") {
-    live.update(state, poll.history);
-    const uptime = byId("uptime");
-    if (uptime) say(uptime, `, up for ${as.duration(state.uptime_s)}`);
-  }
-  if (view === "tenants") tenants.update(state, poll.history);
+	if (view === "live") {
+		live.update(state, poll.history);
+		const uptime = byId("uptime");
+		if (uptime) say(uptime, `, up for ${as.duration(state.uptime_s)}`);
+	}
+	if (view === "tenants") tenants.update(state, poll.history);
 }
 
 document.addEventListener("visibilitychange", () => poll.now());

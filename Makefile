@@ -40,9 +40,8 @@ test: install components
 # What tests run beside Python packages, from PATH or Debian's archive, without root.
 components: $(COMPONENTS)
 
-$(COMPONENTS): tests/components.py tests/perf_analyzer.py | install
-	$(BIN)/python tests/components.py
-	$(BIN)/python tests/perf_analyzer.py
+$(COMPONENTS): tests/components.py tests/browser.py tests/perf_analyzer.py | install
+	for program in components browser perf_analyzer; do $(BIN)/python tests/$$program.py || exit 1; done
 	@mkdir -p $(@D) && touch $@
 
 # Coverage-guided, a minute for each kind of bytes that a stranger may send; make fuzz SECONDS=600 takes longer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from make_bases import save_base
 from make_tokenizer import save_tokenizer
 
 from adapterd import AsyncClient
+from loadtest.children import served
 from server.app import App
 from server.config import ApiConfig, CacheConfig, ModelConfig, SchedulerConfig, ServerConfig
 from server.core import BaseInfo
@@ -75,3 +76,10 @@ async def app(config: ServerConfig, adapters_path: Path) -> AsyncIterator[App]:
 async def client(app: App) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(f"127.0.0.1:{app.grpc_port}", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def console_url() -> Iterator[str]:
+    """The HTTP port of a server with the demo adapters, in a process of its own."""
+    with served("--adapters", str(Path(__file__).parents[2] / "examples" / "adapters")) as server:
+        yield f"http://127.0.0.1:{server.http_port}/"

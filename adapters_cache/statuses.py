@@ -87,8 +87,12 @@ def card_of(source: Source, name: str) -> str:
     if not isinstance(source, FolderSource):
         raise AdapterNotFound(f"the card of {name!r} is in its registry; see `adapterd search` and `adapterd pull`")
     try:
-        fd = os.open(source.path / CARD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as file:
+        with open(source.path / CARD, "rb", opener=_open_plain) as file:
             return file.read(MAX_CARD_BYTES).decode(errors="replace")
     except OSError as error:
         raise AdapterNotFound(f"{name!r} has no card; put a {CARD} into its folder") from error
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Neither where a link leads, nor what waits for a writer."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -40,6 +40,7 @@ from server.model.base import Base, load_base
 from server.model.calibration import calibrate_runner
 from server.model.runner import Runner
 from server.model.slots import SlotBank
+from server.oip.tensors import Limits
 from server.pipeline import Pipeline
 from server.probe import Prober, load_plain
 from server.recent import Recent
@@ -220,16 +221,25 @@ class App:
         parts = Parts(
             engine=engine,
             answering=self.answering,
-            protocol=OipServicer(engine, self.answering, info, lambda: self.is_serving, self.gate.caller, self.audit),
-            bridge=Bridge(asyncio.get_running_loop(), self.gate),
+            protocol=OipServicer(
+                engine,
+                self.answering,
+                info,
+                Limits(api.max_inputs_per_request, info.max_tokens),
+                lambda: self.is_serving,
+                self.gate.caller,
+                self.audit,
+            ),
+            bridge=Bridge(asyncio.get_running_loop()),
+            gate=self.gate,
             state=State(self.metrics, self.totals, self.tenants, self.ledger, self.recent, time.time()),
             registry=self.totals.registry,
             base=self.base,
             version=version("adapterd"),
         )
         server = HttpServer(make_app(parts, api), api)
-        self.http_port = await server.start()
         started.push_async_callback(server.stop)
+        self.http_port = await server.start()
 
     async def _start_listener(self, pipeline: Pipeline, base: Base, started: AsyncExitStack) -> None:
         api, more = self.config.api, self._more(self.config, base)
@@ -240,20 +250,26 @@ class App:
 
     async def _start_fronts(self, engine: Engine, base: Base, started: AsyncExitStack) -> None:
         """What talks gRPC, in processes of their own."""
-        started.push_async_callback(self.admission.drain, self.config.api.drain_timeout_s)  # of HTTP
         tokenizer = await asyncio.to_thread(serialized, base.tokenizer_path)
         api, shared = self.config.api, (self.metrics, self.totals, self.ledger, self.tenants, self.recent)
         self.fronts = Supervisor(api, engine, *shared)
         self.grpc_port = await self.fronts.start(self.base, base.info, tokenizer, log.getEffectiveLevel())
-        started.push_async_callback(self.fronts.stop)
+        started.push_async_callback(self._drain_fronts)
         self._set_serving = self.fronts.set_serving
 
     def _warn(self) -> None:
         api = self.config.api
-        if not is_loopback(api.host) and not api.tls_certificate:
-            log.warning("%s is not loopback and TLS is off: tokens, texts and answers can be read on the way", api.host)
-        if self.tenants.are_open and not is_loopback(api.host):
-            log.warning("anyone who reaches %s may load, replace and unload adapters (allow_anonymous)", api.host)
+        for name, host in (("host", api.host), ("http_host", api.http_host)):
+            if is_loopback(host):
+                continue
+            if not api.tls_certificate:
+                log.warning(
+                    "%s %s is not loopback and TLS is off: tokens, texts and answers can be read on the way", name, host
+                )
+            if self.tenants.are_open:
+                log.warning(
+                    "anyone who reaches %s %s may load, replace and unload adapters (allow_anonymous)", name, host
+                )
 
     def _watch_tenants(self, started: AsyncExitStack) -> None:
         if self.config.api.tenants:
@@ -285,6 +301,10 @@ class App:
         self._set_serving(False)
         self.admission.close()
         self.failed.set()
+
+    async def _drain_fronts(self) -> None:
+        """And what HTTP has in hand, at the same time."""
+        await asyncio.gather(self.fronts.stop(), self.admission.drain(self.config.api.drain_timeout_s))
 
     def _stop_serving(self) -> None:
         self._is_serving = False

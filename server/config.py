@@ -139,10 +139,10 @@ class ApiConfig:
             raise InvalidInput("tls_certificate and tls_key come together; set both, or neither")
         if self.tls_client_ca and not self.tls_certificate:
             raise InvalidInput("tls_client_ca needs tls_certificate and tls_key")
-        far = next((host for host in (self.host, self.http_host) if not is_loopback(host)), None)
+        far = next((name for name in ("host", "http_host") if not is_loopback(getattr(self, name))), None)
         if far and not (self.tenants or self.allow_anonymous):
             raise InvalidInput(
-                f"host {far!r} is not loopback, and without a tenants file anyone who reaches it may load,"
+                f"{far} {getattr(self, far)!r} is not loopback; without a tenants file anyone who reaches it may load,"
                 " replace and unload adapters. Declare tenants (--tenants), or ask for it in words: --allow-anonymous"
             )
 

@@ -92,7 +92,10 @@ class Engine(Protocol):
         """What would answer. Loads it if need be."""
 
     async def usage(self, names: Sequence[str], tenant: str) -> Sequence[tuple[str, Usage]]:
-        """Of these, or of all that the tenant may use: the ones that were asked for, by name."""
+        """Of these, or of all: the ones that were asked for and are the tenant's own, by name.
+
+        What is shared with it others ask for too: only who may observe is told.
+        """
 
     async def list(self, wanted: Wanted, *, after: str = "", limit: int = 100) -> Page: ...
     async def get(self, name: str, tenant: str) -> AdapterStatus: ...
@@ -219,9 +222,8 @@ class LocalEngine:
 
     async def usage(self, names: Sequence[str] = (), tenant: str = ANYONE.name) -> Sequence[tuple[str, Usage]]:
         asker = self._tenants.get(tenant)
-        usable = [name for name in names or self._metrics.usage.names() if asker.may_use(name)]
-        usages = [(name, self._metrics.usage.get(name)) for name in usable]
-        return [(name, usage) for name, usage in usages if usage is not None]
+        known = self._metrics.usage.all(names)
+        return [(name, usage) for name, usage in known if asker.can_observe or asker.owns(name)]
 
     def _answerer(self, lease: TargetLease) -> Answerer:
         target = lease.target

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from server.admission import Admission
-from server.core import Reply, Request, SampleOutput, Timings
-from server.engine import Computed, Engine, Work
+from server.core import Reply, Request, SampleOutput, Tenant, Timings, TokenInput
+from server.engine import Answerer, Computed, Engine, Work
 from server.errors import DeadlineExceeded
 from server.metrics import Metrics
 from server.results import Question, gather, shape, spread, worded
@@ -50,6 +50,13 @@ class Pipeline:
             if limit.expired():
                 raise DeadlineExceeded("the deadline passed before the answer; allow more time") from None
             raise
+
+    async def describe(self, adapter: str, version: str, tenant: Tenant) -> Answerer:
+        """What would answer a request. It may have to be loaded, so this is let in as a request of one token is."""
+        asking = Request(adapter, (TokenInput((0,)),), tenant=tenant, version=version)
+        async with self.admission.enter(asking):
+            await self.engine.check(adapter, tenant.name)
+            return await self.engine.describe(adapter, tenant.name, version)
 
     def _reply(self, request: Request, questions: Sequence[Question], computed: Computed, watch: Stopwatch) -> Reply:
         left, by = iter(computed.outputs), computed.answerer

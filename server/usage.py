@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
@@ -113,10 +113,11 @@ class UsageBook(Collector):
             entry = self._entries.get(name)
             return replace(entry.usage) if entry is not None else None
 
-    def names(self) -> list[str]:
-        """Of all that were asked for, in order."""
+    def all(self, names: Sequence[str] = ()) -> list[tuple[str, Usage]]:
+        """Copies of these, or of all, by name; without those that nobody asked for."""
         with self._lock:
-            return sorted(self._entries)
+            known = [name for name in names if name in self._entries] if names else sorted(self._entries)
+            return [(name, replace(self._entries[name].usage)) for name in known]
 
     def busiest(self, number: int) -> list[tuple[str, Usage]]:
         """Those with the most requests of late."""

@@ -54,27 +54,33 @@ class Certificates:
 
 def _read(paths: list[Path]) -> grpc.ServerCertificateConfiguration:
     """Raises InvalidInput unless a handshake can be made with them: gRPC would say so to callers only."""
+    (chain, key, *roots), _ = _checked(paths)
+    return grpc.ssl_server_certificate_configuration([(key, chain)], roots[0] if roots else None)
+
+
+def context_of(paths: list[Path]) -> ssl.SSLContext:
+    """Of a certificate chain, its key and, if there is a third file, the CA of callers. Raises InvalidInput."""
+    return _checked(paths)[1]
+
+
+def _checked(paths: list[Path]) -> tuple[list[bytes], ssl.SSLContext]:
     try:
-        chain, key, *roots = [path.read_bytes() for path in paths]
+        contents = [path.read_bytes() for path in paths]
         with tempfile.TemporaryDirectory(prefix="adapterd-") as name:
             # checked as they were read: the files may change under us
             copies = [Path(name, str(number)) for number in range(len(paths))]
-            for copy, data in zip(copies, (chain, key, *roots), strict=True):
+            for copy, data in zip(copies, contents, strict=True):
                 copy.touch(mode=0o600)
                 copy.write_bytes(data)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(copies[0], copies[1], password=_no_password)
             for copy in copies[2:]:
                 context.load_verify_locations(copy)
+                context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError) as error:  # an SSLError is an OSError
         names = ", ".join(path.name for path in paths)
         raise InvalidInput(f"{names}: {error.strerror if isinstance(error, OSError) else error}") from error
-    return grpc.ssl_server_certificate_configuration([(key, chain)], roots[0] if roots else None)
-
-
-def check_certificates(paths: list[Path]) -> None:
-    """Raises InvalidInput for files that are no certificate chain, its key and, if there is a third, a CA."""
-    _read(paths)
+    return contents, context
 
 
 def _no_password() -> str:

@@ -72,7 +72,7 @@ def to_request(
     if num_inputs > config.max_inputs_per_request:
         raise InvalidInput(f"{num_inputs} inputs exceed the limit of {config.max_inputs_per_request} per request")
     return Request(
-        adapter=_to_expression(message.adapter),
+        adapter=to_expression(message.adapter),
         inputs=tuple(_to_input(index, item) for index, item in enumerate(message.inputs)),
         parameters=_to_parameters(message.parameters),
         deadline=deadline,
@@ -100,7 +100,8 @@ def _to_heads(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _to_expression(text: str) -> str:
+def to_expression(text: str) -> str:
+    """A name or a composition, not too long to be one. Raises InvalidInput."""
     if "(" not in text:
         return to_name(text)
     if len(text) > MAX_EXPRESSION_CHARS:

@@ -25,6 +25,7 @@ from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
 from server.errors import InvalidInput
 from server.metrics import Metrics
+from server.oip.tensors import Limits
 from server.pipeline import Pipeline
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
@@ -85,7 +86,13 @@ class Listener:
         engine, folder = self._pipeline.engine, self._config.publish_folder
         info = self._pipeline.tokenizer.base
         protocol = oip.OipServicer(
-            engine, self._answering, info, lambda: self._health.is_serving, gate.caller, gate.audit
+            engine,
+            self._answering,
+            info,
+            Limits(self._config.max_inputs_per_request, info.max_tokens),
+            lambda: self._health.is_serving,
+            gate.caller,
+            gate.audit,
         )
         publisher = Publisher(
             engine,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,27 +13,29 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from adapterd.oip.v2 import inference_pb2 as v2
-from server.api.answering import Answering
-from server.api.convert import to_name, to_version
+from adapterd.v1 import inference_pb2 as v1
+from server.api.answering import Answering, Asked
+from server.api.convert import to_expression, to_name, to_version
 from server.api.handlers import Caller, Context, refusing_handler
-from server.api.servicer import check_route, deadline_of
+from server.api.servicer import check_route, deadline_of, route_of
 from server.api.stream import answer_stream
 from server.audit import Audit
-from server.core import BASE, AdapterStatus, BaseInfo, Tenant, Tier, Wanted
+from server.core import BASE, AdapterStatus, BaseInfo, Tenant, Wanted
 from server.engine import Answerer, Engine
 from server.errors import AdapterdError, AdapterNotFound, InvalidInput
 from server.oip import tensors
 from server.oip.answers import to_tensors
 from server.oip.models import PLATFORM, TensorSpec, inputs_of, specs_of
 from server.oip.requests import Value, timeout_s, to_predict
-from server.oip.tensors import BYTES, Tensor
+from server.oip.tensors import BYTES, Limits, Tensor
 from server.tracing import parent_of
 from server.usage import Usage
 
 SERVICE = v2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 PUBLIC_NAME = "inference.GRPCInferenceService"
 OPEN_METHODS = ("ServerLive", "ServerReady")  # probes have no credentials
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
+OUTPUT_PARAMETERS = ("binary_data", "binary_data_size")
 PAGE = 1000
 NS = 1_000_000_000
 ALL_VERSIONS = "1"  # of statistics, which are of all that answer for a name; perf_analyzer reads it as a number
@@ -107,10 +110,12 @@ class OipServicer:
         engine: Engine,
         answering: Answering,
         base: BaseInfo,
+        limits: Limits,
         is_serving: Callable[[], bool],
         caller: Caller,
         audit: Audit,
     ) -> None:
+        self.limits = limits
         self._engine = engine
         self._answering = answering
         self._base = base
@@ -194,7 +199,7 @@ class OipServicer:
     async def ModelInfer(
         self, message: v2.ModelInferRequest, context: Context, tenant: Tenant
     ) -> v2.ModelInferResponse:
-        check_route(context, message.model_name)
+        check_route(route_of(context, message.model_name), message.model_name)
         parent = parent_of(context.invocation_metadata())
         return await self._infer("ModelInfer", message, deadline_of(context), tenant, parent)
 
@@ -220,7 +225,7 @@ class OipServicer:
     ) -> v2.ModelStatisticsResponse:
         names = []
         if message.name:
-            await self._engine.check(to_name(message.name), tenant.name)
+            await self._engine.check(to_name(message.name), tenant.name)  # of expressions nothing is kept apart
             names = [message.name]
         usages = dict(await self._engine.usage(names, tenant.name))
         return v2.ModelStatisticsResponse(
@@ -234,7 +239,7 @@ class OipServicer:
         if tenant.may_use(BASE):
             models.append(_indexed(BASE, self._base.fingerprint, ""))
         async for status in self._all(tenant):
-            if not message.ready or status.tier in (Tier.HOST, Tier.DEVICE):
+            if not (message.ready and status.error):
                 models += [_indexed(status.name, digest, status.error) for digest in _digests(status) or [""]]
         return v2.RepositoryIndexResponse(models=models)
 
@@ -260,28 +265,32 @@ class OipServicer:
     async def _infer(
         self, method: str, message: v2.ModelInferRequest, deadline: float | None, tenant: Tenant, parent: str
     ) -> v2.ModelInferResponse:
-        parameters = {name: _value(name, parameter) for name, parameter in message.parameters.items()}
         outputs = [output.name for output in message.outputs]
-        request = to_predict(message.model_name, message.model_version, _tensors(message), parameters, outputs)
-        until = earlier(deadline, timeout_s(parameters))
-        response = await self._answering.answer(method, request, until, tenant, parent)
-        answers = to_tensors(response, outputs)
-        return v2.ModelInferResponse(
-            model_name=message.model_name,
-            model_version=response.digest,
-            id=message.id,
-            outputs=[
-                v2.ModelInferResponse.InferOutputTensor(name=answer.name, datatype=answer.datatype, shape=answer.shape)
-                for answer in answers
-            ],
-            raw_output_contents=[tensors.raw(answer) for answer in answers],
-        )
+
+        def read() -> Asked:
+            parameters = {name: _value(name, parameter) for name, parameter in message.parameters.items()}
+            _check_outputs(message)
+            inputs = _tensors(message, self.limits)
+            asked = to_predict(message.model_name, message.model_version, inputs, parameters, outputs)
+            return Asked(asked, earlier(deadline, timeout_s(parameters)))
+
+        def shape(response: v1.PredictResponse) -> v2.ModelInferResponse:
+            answers = to_tensors(response, outputs)
+            return v2.ModelInferResponse(
+                model_name=message.model_name,
+                model_version=response.digest,
+                id=message.id,
+                outputs=[
+                    v2.ModelInferResponse.InferOutputTensor(name=one.name, datatype=one.datatype, shape=one.shape)
+                    for one in answers
+                ],
+                raw_output_contents=[tensors.raw(one) for one in answers],
+            )
+
+        return await self._answering.answer(method, message.model_name, read, tenant, parent, shape=shape)
 
     async def _describe(self, name: str, version: str, tenant: Tenant) -> Answerer:
-        if "(" not in name:
-            to_name(name)
-        await self._engine.check(name, tenant.name)
-        return await self._engine.describe(name, tenant.name, to_version(version))
+        return await self._answering.describe(to_expression(name), to_version(version), tenant)
 
     async def _versions(self, name: str, answerer: Answerer, tenant: Tenant) -> list[str]:
         if name == BASE or "(" in name:
@@ -297,6 +306,7 @@ class OipServicer:
             if len(page) < PAGE:
                 return
             after = page[-1].name
+            await asyncio.sleep(0)  # others may be waiting
 
 
 def earlier(deadline: float | None, own_s: float | None) -> float | None:
@@ -328,11 +338,28 @@ def to_statistics(name: str, usage: Usage) -> v2.ModelStatistics:
     )
 
 
-def _tensors(message: v2.ModelInferRequest) -> list[Tensor]:
+def _check_outputs(message: v2.ModelInferRequest) -> None:
+    """Raises InvalidInput for what would be left out in silence."""
+    for output in message.outputs:
+        check_output(output.name, output.parameters)
+
+
+def check_output(name: str, parameters: Iterable[str]) -> None:
+    """Raises InvalidInput for a parameter of an output that is not offered."""
+    for parameter in parameters:
+        if parameter not in OUTPUT_PARAMETERS:
+            raise InvalidInput(
+                f"output {name[:64]!r}: parameter {parameter[:64]!r} is not offered; ask for labels or scores with the"
+                " parameter top_k, and for no shared memory"
+            )
+
+
+def _tensors(message: v2.ModelInferRequest, limits: Limits) -> list[Tensor]:
     """Raises InvalidInput."""
     for tensor in message.inputs:
         if "shared_memory_region" in tensor.parameters:
             raise InvalidInput(f"input {tensor.name[:64]!r}: {SHARED_MEMORY}")
+        limits.check(tensor.name, tensor.datatype, tensor.shape)
     if not message.raw_input_contents:
         return [tensors.from_contents(one.name, one.datatype, one.shape, one.contents) for one in message.inputs]
     if len(message.raw_input_contents) != len(message.inputs):

@@ -27,9 +27,9 @@ class InferenceServicer:
         self._caller = caller
 
     async def Predict(self, message: v1.PredictRequest, context: Context, tenant: Tenant) -> v1.PredictResponse:
-        check_route(context, message.adapter)
+        check_route(route_of(context, message.adapter), message.adapter)
         parent = parent_of(context.invocation_metadata())
-        return await self._answering.answer("Predict", message, deadline_of(context), tenant, parent)
+        return await self._answering.predict("Predict", message, deadline_of(context), tenant, parent)
 
     async def PredictBatch(
         self, message: v1.PredictBatchRequest, context: Context, tenant: Tenant
@@ -72,7 +72,7 @@ class InferenceServicer:
     ) -> v1.Outcome:
         """One request among several: its failure is an answer."""
         try:
-            return v1.Outcome(response=await self._answering.answer(method, message, deadline, tenant, parent))
+            return v1.Outcome(response=await self._answering.predict(method, message, deadline, tenant, parent))
         except AdapterdError as error:
             return v1.Outcome(error=to_status(error))
 
@@ -83,14 +83,17 @@ def deadline_of(context: Context) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
-def check_route(context: Context, adapter: str) -> None:
+def route_of(context: Context, adapter: str) -> str:
+    """The adapter that a call was routed by; the one that it asks for, where nobody routes."""
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == ROUTE), adapter)
+
+
+def check_route(route: str, adapter: str) -> None:
     """Raises InvalidInput where a call was routed by another adapter than it asks for."""
-    for key, value in context.invocation_metadata() or ():
-        if key == ROUTE and str(value) != adapter.strip():
-            raise InvalidInput(
-                f"the metadata {ROUTE} is {str(value)[:128]!r} and the request asks for {adapter[:128]!r}; make them"
-                " agree, or leave it out"
-            )
+    if route.strip() != adapter.strip():
+        raise InvalidInput(
+            f"{ROUTE} is {route[:128]!r} and the request asks for {adapter[:128]!r}; make them agree, or leave it out"
+        )
 
 
 def _earlier(deadline: float | None, message: v1.PredictStreamRequest) -> float | None:

@@ -15,12 +15,12 @@ from swagger_ui_bundle import swagger_ui_path
 
 from adapterd.v1 import adapters_pb2
 from server.api.answering import Answering
+from server.api.gate import Gate
 from server.api.oip import OipServicer
 from server.config import ApiConfig, is_loopback
-from server.core import Tenant
 from server.engine import Engine
 from server.http import console, oip, openai
-from server.http.bridge import Bridge
+from server.http.bridge import Bridge, Left, require_observer
 from server.http.failures import answer_failures
 from server.http.guard import Guard
 from server.http.state import State
@@ -38,6 +38,7 @@ class Parts:
     answering: Answering
     protocol: OipServicer
     bridge: Bridge
+    gate: Gate
     state: State
     registry: CollectorRegistry
     base: adapters_pb2.Base
@@ -46,16 +47,20 @@ class Parts:
 
 def make_app(parts: Parts, config: ApiConfig) -> FastAPI:
     app = FastAPI(title="adapterd", version=parts.version, description=ABOUT, docs_url=None, redoc_url=None)
-    answer_failures(app)
-    app.add_middleware(Guard, max_body_bytes=config.max_message_bytes, is_local=is_loopback(config.http_host))
+    answer_failures(app, Left)
+    app.add_middleware(
+        Guard,
+        gate=parts.gate,
+        max_body_bytes=config.max_message_bytes,
+        max_held_bytes=config.max_in_flight_bytes,
+        is_local=is_loopback(config.http_host),
+    )
     app.include_router(oip.router(parts.protocol, parts.answering, parts.bridge, parts.version))
-    app.include_router(openai.router(parts.engine, parts.answering, parts.bridge))
+    app.include_router(openai.router(parts.engine, parts.answering, parts.bridge, parts.protocol.limits))
 
     @app.get("/metrics", summary="For Prometheus", tags=["Operation"])
     async def metrics(request: Request) -> Response:
-        async def work(tenant: Tenant) -> None: ...
-
-        await parts.bridge.observe(request, work)
+        require_observer(request)
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(await run_in_threadpool(encode, parts.registry), headers={"content-type": content_type})
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from server.api.gate import Gate, bearer
 from server.core import Tenant
 from server.errors import Forbidden
+from server.http.guard import TENANT
 
 T = TypeVar("T")
 Work = Callable[[Tenant], Awaitable[T]]
@@ -23,20 +23,17 @@ class Left(Exception):
 class Bridge:
     """loop   of the server; everything that is handed over runs there"""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, gate: Gate) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._gate = gate
 
     async def call(self, request: Request, work: Work[T]) -> T:
         """`work`, for the tenant who calls. It is cancelled if the caller leaves before it is done.
 
-        The body has to be read before. Raises Unauthenticated, what `work` raises, and Left.
+        The body has to be read before. Raises what `work` raises, and Left.
         """
-        token = bearer(request.headers.get("authorization"))
-        peer = request.client.host if request.client else ""
 
         async def run() -> T:
-            return await work(self._gate.tenant_of(token, (), peer))
+            return await work(tenant_of(request))
 
         answer = asyncio.ensure_future(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self._loop)))
         leaving = asyncio.ensure_future(_left(request))
@@ -49,17 +46,18 @@ class Bridge:
             answer.cancel()
             leaving.cancel()
 
-    async def observe(self, request: Request, work: Work[T]) -> T:
-        """As `call`, for those who may see what concerns all tenants. Raises Forbidden for others."""
 
-        async def run(tenant: Tenant) -> T:
-            if not tenant.can_observe:
-                raise Forbidden(
-                    f"tenant {tenant.name!r} may not see what concerns all tenants; its operator sets can_observe"
-                )
-            return await work(tenant)
+def tenant_of(request: Request) -> Tenant:
+    """As `Guard` has found out."""
+    tenant: Tenant = request.scope[TENANT]
+    return tenant
 
-        return await self.call(request, run)
+
+def require_observer(request: Request) -> None:
+    """Raises Forbidden unless the caller may see what concerns all tenants."""
+    tenant = tenant_of(request)
+    if not tenant.can_observe:
+        raise Forbidden(f"tenant {tenant.name!r} may not see what concerns all tenants; its operator sets can_observe")
 
 
 async def _left(request: Request) -> None:

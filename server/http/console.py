@@ -9,20 +9,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from google.protobuf.json_format import MessageToDict
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from adapterd.v1 import adapters_pb2
 from adapterd.v1 import inference_pb2 as v1
 from server.api.admin import to_adapter, to_task, to_tier
 from server.api.answering import Answering
+from server.api.convert import MAX_CHOICES
 from server.core import Tenant, Wanted
 from server.engine import Engine
 from server.errors import InvalidInput
-from server.http.bridge import Bridge
+from server.http.bridge import Bridge, require_observer, tenant_of
 from server.http.state import State, merged
 
 FILES = File(__file__).parent / "console"
+KNOWN = {path.name: path for path in FILES.iterdir()}
 MAX_PAGE = 500
 MAX_CONTAINS_CHARS = 128
 HEADERS = {
@@ -37,12 +39,10 @@ HEADERS = {
 class Trial(BaseModel):
     """A text for the playground to run."""
 
-    model_config = ConfigDict(extra="forbid")
-
     adapter: str
     text: str
     text_pair: str | None = None
-    choices: list[str] = Field(default_factory=list)
+    choices: list[str] = Field(default_factory=list, max_length=MAX_CHOICES)
     top_k: int | None = Field(None, ge=-(1 << 31), lt=1 << 31)
     return_tokens: bool = False
 
@@ -58,10 +58,7 @@ def router(
 
     @api.get("/console/session")
     async def session(request: Request) -> JSONResponse:
-        async def work(tenant: Tenant) -> Tenant:
-            return tenant
-
-        tenant = await bridge.call(request, work)
+        tenant = tenant_of(request)
         return JSONResponse(
             {
                 "tenant": tenant.name,
@@ -77,7 +74,8 @@ def router(
         async def work(tenant: Tenant) -> dict[str, Any]:
             return state.now()
 
-        live = await bridge.observe(request, work)
+        require_observer(request)
+        live = await bridge.call(request, work)
         return JSONResponse(merged(await asyncio.to_thread(state.counted), live))
 
     @api.get("/console/adapters")
@@ -106,12 +104,15 @@ def router(
 
     @api.post("/console/predict")
     async def predict(trial: Trial, request: Request) -> JSONResponse:
-        text = v1.Text(text=trial.text, text_pair=trial.text_pair, choices=trial.choices)
-        parameters = v1.Parameters(top_k=trial.top_k, return_tokens=trial.return_tokens)
-        message = v1.PredictRequest(adapter=trial.adapter, inputs=[v1.Input(text=text)], parameters=parameters)
+        try:
+            text = v1.Text(text=trial.text, text_pair=trial.text_pair, choices=trial.choices)
+            parameters = v1.Parameters(top_k=trial.top_k, return_tokens=trial.return_tokens)
+            message = v1.PredictRequest(adapter=trial.adapter, inputs=[v1.Input(text=text)], parameters=parameters)
+        except ValueError as error:
+            raise InvalidInput("a text holds half a character") from error
 
         async def work(tenant: Tenant) -> v1.PredictResponse:
-            return await answering.answer("console", message, None, tenant)
+            return await answering.predict("console", message, None, tenant)
 
         return JSONResponse(_dict(await bridge.call(request, work)))
 
@@ -123,10 +124,9 @@ def router(
 
 
 def _file(name: str) -> Response:
-    known = {path.name: path for path in FILES.iterdir() if path.is_file()}
-    if name not in known:
+    if name not in KNOWN:
         raise HTTPException(404, f"the console has no file {name[:64]!r}")
-    return FileResponse(known[name], headers=HEADERS)
+    return FileResponse(KNOWN[name], headers=HEADERS)
 
 
 def _dict(message: adapters_pb2.Base | adapters_pb2.Adapter | v1.PredictResponse) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from server.api.status import as_adapterd_error, code_of
-from server.errors import AdapterdError
-from server.http.bridge import Left
+from server.errors import AdapterdError, InvalidInput
 
 STATUSES = {
     "INVALID_ARGUMENT": 400,
@@ -27,40 +26,42 @@ STATUSES = {
 CLIENT_CLOSED = 499  # nobody reads it
 
 
-def answer_failures(app: FastAPI) -> None:
-    """Have every error of `app` answered."""
-    app.add_exception_handler(HTTPException, _on_http)
+def answer_failures(app: FastAPI, left: type[Exception]) -> None:
+    """Have every error of `app` answered. `left` is that of a caller who has gone."""
+
+    async def on_left(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
+
+    app.add_exception_handler(left, on_left)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(Left, lambda request, error: Response(status_code=CLIENT_CLOSED))
-    app.add_exception_handler(AdapterdError, lambda request, error: failure(request, error))
-    app.add_exception_handler(Exception, lambda request, error: failure(request, error))
+    for kind in (HTTPException, AdapterdError, Exception):
+        app.add_exception_handler(kind, _on_failure)
 
 
-def failure(request: Request, error: Exception) -> JSONResponse:
-    known = as_adapterd_error(error)
-    status = STATUSES.get(code_of(known).name, 500)
-    headers = {}
-    if known.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(known.retry_after_s)))
+def failure(path: str, error: Exception) -> JSONResponse:
+    """What a call to `path` is answered with, in OpenAI's shape under /v1."""
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        status, message, reason = error.status_code, str(error.detail), "REFUSED"
+        headers |= error.headers or {}
+    else:
+        known = as_adapterd_error(error)
+        status, message, reason = STATUSES.get(code_of(known).name, 500), known.message, known.reason
+        if known.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, math.ceil(known.retry_after_s)))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return _response(request, status, known.message, known.reason, headers)
+    if path.startswith("/v1/"):
+        return JSONResponse({"error": {"message": message, "type": reason, "code": status}}, status, headers)
+    return JSONResponse({"error": message, "reason": reason}, status, headers)
 
 
-def _on_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return _response(request, error.status_code, str(error.detail), "REFUSED", dict(error.headers or {}))
+async def _on_failure(request: Request, error: Exception) -> Response:
+    return failure(request.scope["path"], error)
 
 
-def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-    return _response(request, 400, f"{place}: {first['msg']}", "INVALID_INPUT", {})
-
-
-def _response(request: Request, status: int, message: str, reason: str, headers: dict[str, str]) -> JSONResponse:
-    """In OpenAI's shape under /v1."""
-    if request.url.path.startswith("/v1/"):
-        return JSONResponse({"error": {"message": message, "type": reason, "code": status}}, status, headers)
-    return JSONResponse({"error": message, "reason": reason}, status, headers)
+    return failure(request.scope["path"], InvalidInput(f"{place[:128]}: {first['msg']}"))

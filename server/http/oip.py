@@ -13,8 +13,10 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from adapterd.oip.v2 import inference_pb2 as v2
-from server.api.answering import Answering
-from server.api.oip import EXTENSIONS, OipServicer, earlier
+from adapterd.v1 import inference_pb2 as v1
+from server.api.answering import Answering, Asked
+from server.api.oip import EXTENSIONS, OipServicer, check_output, earlier
+from server.api.servicer import ROUTE, check_route
 from server.core import Tenant
 from server.errors import InvalidInput
 from server.http.bridge import Bridge
@@ -22,7 +24,7 @@ from server.oip import tensors
 from server.oip.answers import to_tensors
 from server.oip.models import PLATFORM
 from server.oip.requests import Value, timeout_s, to_predict
-from server.oip.tensors import Tensor
+from server.oip.tensors import Limits, Tensor
 from server.tracing import parent_of
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -80,19 +82,30 @@ def router(servicer: OipServicer, answering: Answering, bridge: Bridge, version:
         return await ask(request, "ModelStatistics", v2.ModelStatisticsRequest(name=name, version=version))
 
     async def infer(request: Request, name: Model, version: str = "") -> Response:
-        body, data = _split(await request.body(), request.headers.get(HEADER_LENGTH))
-        asked = _Asked(body, data)
-        message = to_predict(name, version, asked.inputs, asked.parameters, asked.output_names)
+        body = await request.body()
+        header_length = request.headers.get(HEADER_LENGTH)
+        route = request.headers.get(ROUTE, name)
+        parsed: list[_Asked] = []  # by `read`, which is part of what is counted
 
-        async def work(tenant: Tenant) -> Any:
-            deadline = earlier(None, timeout_s(asked.parameters))
-            return await answering.answer("infer", message, deadline, tenant, parent_of(request.headers.items()))
+        def read() -> Asked:
+            check_route(route, name)
+            asked = _Asked(*_split(body, header_length), servicer.limits)
+            parsed.append(asked)
+            message = to_predict(name, version, asked.inputs, asked.parameters, asked.output_names)
+            return Asked(message, earlier(None, timeout_s(asked.parameters)))
 
-        response = await bridge.call(request, work)
-        head = {"model_name": name, "model_version": response.digest}
-        if "id" in body:
-            head["id"] = body["id"]
-        return _response(head, to_tensors(response, asked.output_names), asked)
+        def shape(response: v1.PredictResponse) -> tuple[str, list[Tensor]]:
+            return response.digest, to_tensors(response, parsed[0].output_names)
+
+        async def work(tenant: Tenant) -> tuple[str, list[Tensor]]:
+            parent = parent_of(request.headers.items())
+            return await answering.answer("infer", name, read, tenant, parent, shape=shape)
+
+        digest, answers = await bridge.call(request, work)
+        head = {"model_name": name, "model_version": digest}
+        if parsed[0].id:
+            head["id"] = parsed[0].id
+        return _response(head, answers, parsed[0])
 
     api.add_api_route("/models/stats", model_stats, methods=["GET"], summary="What was asked of all models")
     # models whose names have a slash come whole: what is asked of them stands at the end
@@ -139,14 +152,18 @@ class _Asked:
     data   what stands behind the JSON: binary tensors in the order of the inputs that say so
     """
 
-    def __init__(self, body: Mapping[str, Any], data: bytes) -> None:
+    def __init__(self, body: Mapping[str, Any], data: bytes, limits: Limits) -> None:
+        self.id = _text(body, "id") if "id" in body else ""
         self.parameters = _parameters(_object(body, "parameters"))
         self.outputs = _list(body, "outputs")
         self.output_names = [_text(output, "name") for output in self.outputs]
+        for output in self.outputs:
+            check_output(output["name"], _object(output, "parameters"))
         self.inputs: list[Tensor] = []
         at = 0
         for one in _list(body, "inputs"):
             name, datatype, shape = _text(one, "name"), _text(one, "datatype"), _shape(one)
+            limits.check(name, datatype, shape)
             size = _object(one, "parameters").get(BINARY_SIZE)
             if size is None:
                 self.inputs.append(tensors.from_json(name, datatype, shape, one.get("data", [])))
@@ -218,8 +235,8 @@ def _list(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 def _text(body: Mapping[str, Any], key: str) -> str:
     value = body.get(key)
-    if not isinstance(value, str):
-        raise InvalidInput(f"an input or output has no {key!r}")
+    if not isinstance(value, str) or not value.isprintable():
+        raise InvalidInput(f"there is no {key!r} that is a printable text")
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,23 +12,23 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapterd.v1 import inference_pb2 as v1
-from server.api.answering import Answering
+from server.api.answering import Answering, Asked
 from server.core import BASE, Tenant, Wanted
 from server.engine import Engine
 from server.errors import InvalidInput
 from server.http.bridge import Bridge
+from server.oip.tensors import Limits
 from server.tracing import parent_of
 
 MAX_LISTED = 10_000
+WRONG_INPUT = "input is neither a text nor a list of token ids, nor a list of such"
 
 
 class EmbeddingsRequest(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"model": "base", "input": ["a fine film", "a dull one"]}}
-    )
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "base", "input": ["a fine film", "a dull one"]}})
 
     model: str = Field(description="An adapter without a head, a composition of them, or base")
-    input: str | list[str] | list[int] | list[list[int]] = Field(description="Texts, or token ids")
+    input: Any = Field(description="A text, token ids, or a list of either")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, description="The model's own; there is no other")
     user: str = Field("", description="Not used")
@@ -63,28 +64,24 @@ class ModelsResponse(BaseModel):
     data: list[ModelItem]
 
 
-def router(engine: Engine, answering: Answering, bridge: Bridge) -> APIRouter:
+def router(engine: Engine, answering: Answering, bridge: Bridge, limits: Limits) -> APIRouter:
     api = APIRouter(prefix="/v1", tags=["OpenAI"])
     started = int(time.time())
 
     @api.post("/embeddings", summary="Embeddings of texts, scaled to unit length")
     async def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
-        message = v1.PredictRequest(
-            adapter=body.model, inputs=_inputs(body.input), parameters=v1.Parameters(normalize=True)
-        )
+        def read() -> Asked:
+            inputs = _inputs(body.input, limits)
+            parameters = v1.Parameters(normalize=True)
+            return Asked(v1.PredictRequest(adapter=body.model, inputs=inputs, parameters=parameters))
 
-        async def work(tenant: Tenant) -> v1.PredictResponse:
-            return await answering.answer("embeddings", message, None, tenant, parent_of(request.headers.items()))
+        async def work(tenant: Tenant) -> EmbeddingsResponse:
+            parent = parent_of(request.headers.items())
+            return await answering.answer(
+                "embeddings", body.model, read, tenant, parent, shape=partial(_shaped, body=body)
+            )
 
-        response = await bridge.call(request, work)
-        return EmbeddingsResponse(
-            model=body.model,
-            data=[
-                EmbeddingItem(index=index, embedding=_encoded(result, body))
-                for index, result in _embedded(response, body)
-            ],
-            usage=_usage(sum(result.num_tokens for result in response.results)),
-        )
+        return await bridge.call(request, work)
 
     @api.get("/models", summary="What can be named as a model")
     async def models(request: Request) -> ModelsResponse:
@@ -98,18 +95,28 @@ def router(engine: Engine, answering: Answering, bridge: Bridge) -> APIRouter:
     return api
 
 
-def _inputs(source: str | list[str] | list[int] | list[list[int]]) -> list[v1.Input]:
-    items: list[Any] = [source] if isinstance(source, str) or source and isinstance(source[0], int) else list(source)
+def _inputs(source: Any, limits: Limits) -> list[v1.Input]:
+    """Raises InvalidInput at the first that is none. Checked here and not by pydantic, which would list them all."""
+    items = source if isinstance(source, list) and not (source and isinstance(source[0], int)) else [source]
+    if len(items) > limits.max_inputs:
+        raise InvalidInput(f"{len(items)} inputs exceed the limit of {limits.max_inputs} per request")
+    return [_input(item, limits) for item in items]
+
+
+def _input(item: Any, limits: Limits) -> v1.Input:
+    if isinstance(item, list) and len(item) > limits.max_tokens:
+        raise InvalidInput(f"an input has {len(item)} tokens, the limit is {limits.max_tokens}")
     try:
-        return [
-            v1.Input(text=v1.Text(text=item)) if isinstance(item, str) else v1.Input(tokens=v1.Tokens(input_ids=item))
-            for item in items
-        ]
-    except ValueError as error:
-        raise InvalidInput("input holds a number that is no id of a token") from error
+        if isinstance(item, str):
+            return v1.Input(text=v1.Text(text=item))
+        if isinstance(item, list):
+            return v1.Input(tokens=v1.Tokens(input_ids=item))
+    except (TypeError, ValueError) as error:  # a ValueError is also half a character
+        raise InvalidInput(WRONG_INPUT) from error
+    raise InvalidInput(WRONG_INPUT)
 
 
-def _embedded(response: v1.PredictResponse, body: EmbeddingsRequest) -> list[tuple[int, v1.Result]]:
+def _shaped(response: v1.PredictResponse, body: EmbeddingsRequest) -> EmbeddingsResponse:
     """Raises InvalidInput for answers that are no embeddings."""
     for result in response.results:
         kind = result.WhichOneof("result")
@@ -121,14 +128,18 @@ def _embedded(response: v1.PredictResponse, body: EmbeddingsRequest) -> list[tup
         size = len(result.embedding.values)
         if body.dimensions not in (None, size):
             raise InvalidInput(f"dimensions {body.dimensions}: embeddings of {body.model[:128]!r} have {size}")
-    return list(enumerate(response.results))
+    num_tokens = sum(result.num_tokens for result in response.results)
+    return EmbeddingsResponse(
+        model=body.model,
+        data=[
+            EmbeddingItem(index=index, embedding=_encoded(result, body))
+            for index, result in enumerate(response.results)
+        ],
+        usage=EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
+    )
 
 
 def _encoded(result: v1.Result, body: EmbeddingsRequest) -> list[float] | str:
     if body.encoding_format == "float":
         return list(result.embedding.values)
     return base64.b64encode(np.array(result.embedding.values, "<f4").tobytes()).decode()
-
-
-def _usage(num_tokens: int) -> EmbeddingUsage:
-    return EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)

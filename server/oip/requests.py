@@ -16,6 +16,7 @@ TEXT, TEXT_PAIR, CHOICES = "text", "text_pair", "choices"
 INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS = "input_ids", "attention_mask", "token_type_ids"
 INPUTS = (TEXT, TEXT_PAIR, CHOICES, INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS)
 MICRO = 1_000_000
+MAX_TIMEOUT = 24 * 3600 * MICRO
 LEAST_URGENT = 200  # of the protocol's priorities: 1 is the most urgent, and 0 stands for none, in the middle
 
 TRUNCATIONS = {
@@ -30,6 +31,15 @@ def to_predict(
     model: str, version: str, inputs: Sequence[Tensor], parameters: Parameters, outputs: Sequence[str]
 ) -> v1.PredictRequest:
     """Raises InvalidInput with the input or parameter that is none."""
+    try:
+        return _to_predict(model, version, inputs, parameters, outputs)
+    except (ValueError, OverflowError) as error:  # of protobuf: half a character, a number beyond its field
+        raise InvalidInput(f"the request holds what cannot be sent: {type(error).__name__}") from error
+
+
+def _to_predict(
+    model: str, version: str, inputs: Sequence[Tensor], parameters: Parameters, outputs: Sequence[str]
+) -> v1.PredictRequest:
     message = v1.PredictRequest(adapter=model, version=version, inputs=_inputs(inputs))
     for name, value in parameters.items():
         if name.startswith("sequence_"):
@@ -47,6 +57,8 @@ def timeout_s(parameters: Parameters) -> float | None:
     if "timeout" not in parameters:
         return None
     micros = _whole("timeout", parameters["timeout"])
+    if micros > MAX_TIMEOUT:
+        raise InvalidInput(f"parameter 'timeout' is more than {MAX_TIMEOUT} microseconds, a day")
     return micros / MICRO if micros > 0 else None
 
 
@@ -75,6 +87,8 @@ def _from_texts(by_name: Mapping[str, Tensor]) -> list[v1.Input]:
     if CHOICES in by_name:
         tensor = by_name[CHOICES]
         choices = tensor.texts()
+        if len(tensor.shape) not in (1, 2):
+            raise InvalidInput(f"input {CHOICES!r} has {len(tensor.shape)} dimensions; send [texts, choices]")
         number = tensor.shape[-1] if len(tensor.shape) == 2 else len(choices)
         _check_as_many(CHOICES, len(choices) // number if number else 0, len(inputs))
         for index, message in enumerate(inputs):

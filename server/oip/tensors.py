@@ -18,9 +18,31 @@ BYTES = "BYTES"
 NUMBERS: dict[str, np.dtype[Any]] = {"INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"), "FP32": np.dtype("<f4")}
 CONTENTS = {"INT32": "int_contents", "INT64": "int64_contents", "FP32": "fp32_contents", BYTES: "bytes_contents"}
 MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 32
+MAX_CHOICES = 64  # of a multiple-choice question
 LENGTH = struct.Struct("<I")
 
 Elements = Sequence[bytes] | NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a tensor may be at most, before anything is made of it."""
+
+    max_inputs: int
+    max_tokens: int
+
+    def check(self, name: str, datatype: str, shape: Sequence[int]) -> None:
+        """Raises InvalidInput for a shape that no request can have."""
+        if len(shape) > MAX_DIMENSIONS or not all(0 <= size <= MAX_SIZE for size in shape):
+            raise InvalidInput(f"input {name[:64]!r} has no shape of a tensor: at most {MAX_DIMENSIONS} dimensions")
+        rows = math.prod(shape[:-1]) if datatype != BYTES else math.prod(shape[:1])
+        columns = math.prod(shape[-1:]) if datatype != BYTES else math.prod(shape[1:])
+        if rows > self.max_inputs:
+            raise InvalidInput(f"input {name[:64]!r} is for {rows} inputs, the limit is {self.max_inputs} per request")
+        most = max(MAX_CHOICES, self.max_tokens)
+        if columns > most:
+            raise InvalidInput(f"input {name[:64]!r} has {columns} elements per input, the limit is {most}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +85,8 @@ class Tensor:
 
 def from_raw(name: str, datatype: str, shape: Iterable[int], data: bytes) -> Tensor:
     """Raises InvalidInput."""
-    return Tensor(name, datatype, tuple(shape), _parsed(name, datatype, data))
+    shape = tuple(shape)
+    return Tensor(name, datatype, shape, _parsed(name, datatype, data, math.prod(shape)))
 
 
 def from_contents(name: str, datatype: str, shape: Iterable[int], contents: v2.InferTensorContents) -> Tensor:
@@ -78,7 +101,10 @@ def from_json(name: str, datatype: str, shape: Iterable[int], data: Any) -> Tens
     if _known(name, datatype) == BYTES:
         if not all(isinstance(element, str) for element in flat):
             raise InvalidInput(f"input {name[:64]!r}: elements of {BYTES} are texts in JSON")
-        return Tensor(name, datatype, tuple(shape), [element.encode() for element in flat])
+        try:
+            return Tensor(name, datatype, tuple(shape), [element.encode() for element in flat])
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"input {name[:64]!r} holds half a character: {error.reason}") from error
     if any(isinstance(element, bool) or not isinstance(element, int | float) for element in flat):
         raise InvalidInput(f"input {name[:64]!r}: elements of {datatype} are numbers")
     if datatype != "FP32" and not all(isinstance(element, int) for element in flat):
@@ -104,19 +130,20 @@ def as_json(tensor: Tensor) -> list[Any]:
     return values
 
 
-def _parsed(name: str, datatype: str, data: bytes) -> Elements:
+def _parsed(name: str, datatype: str, data: bytes, number: int) -> Elements:
     if _known(name, datatype) == BYTES:
-        return _strings(name, data)
+        return _strings(name, data, number)
     kind = NUMBERS[datatype]
     if len(data) % kind.itemsize:
         raise InvalidInput(f"input {name[:64]!r}: {len(data)} bytes are no whole number of {datatype}")
     return np.frombuffer(data, kind)
 
 
-def _strings(name: str, data: bytes) -> list[bytes]:
+def _strings(name: str, data: bytes, number: int) -> list[bytes]:
+    """One more than `number` at most, which is as wrong as any more."""
     elements: list[bytes] = []
     at = 0
-    while at < len(data):
+    while at < len(data) and len(elements) <= number:
         if at + LENGTH.size > len(data):
             raise InvalidInput(f"input {name[:64]!r}: {len(data) - at} bytes follow the last element")
         (length,) = LENGTH.unpack_from(data, at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,30 @@ async def test_what_is_no_request_is_refused_with_its_reason(app: App) -> None:
         ("/v1/embeddings", {"model": "base"}, {}, 400, "input"),
         ("/v1/embeddings", {"model": "base", "input": []}, {}, 400, "0 inputs"),
         ("/v1/embeddings", {"model": "base", "input": [[1, -5]]}, {}, 400, "-5"),
+        (infer, good, {"Host": "["}, 421, "["),
+        (infer, good, {"Origin": "http://["}, 403, "["),
+        ("/v2/models/intent", None, {"Sec-Fetch-Site": "cross-site"}, 403, "another site"),
+        (infer, {**good, "id": 3}, {}, 400, "'id'"),
+        (infer, {**good, "id": "\ud800"}, {}, 400, "'id'"),
+        (infer, {**good, "parameters": {"timeout": 10**400}}, {}, 400, "a day"),
+        (infer, {**good, "parameters": {"threshold": 10**400}}, {}, 400, "cannot be sent"),
+        (infer, {**good, "parameters": {"sticky_key": "\ud800"}}, {}, 400, "cannot be sent"),
+        (infer, {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["\ud800"]}]}, {}, 400, "half"),
+        (
+            infer,
+            {"inputs": [{"name": "text", "shape": [10**999], "datatype": "BYTES", "data": []}]},
+            {},
+            400,
+            "no shape",
+        ),
+        (infer, {"inputs": [{"name": "text", "shape": [9999], "datatype": "BYTES", "data": []}]}, {}, 400, "limit is"),
+        (infer, {**good, "outputs": [{"name": "labels", "parameters": {"classification": 2}}]}, {}, 400, "top_k"),
+        (infer, good, {"X_Adapter": "tags"}, 400, "x-adapter"),
+        ("/v1/embeddings", {"model": "base", "input": [None] * 100}, {}, 400, "neither a text"),
+        ("/v1/embeddings", {"model": "base", "input": [None] * 1000}, {}, 400, "1000 inputs"),
+        ("/v1/embeddings", {"model": "base", "input": [[1] * 5000]}, {}, 400, "5000 tokens"),
+        ("/v1/embeddings", {"model": "base", "input": "\ud800"}, {}, 400, "neither a text"),
+        ("/console/predict", {"adapter": "a", "text": "x", "choices": [None] * 99_999}, {}, 400, "choices"),
         ("/console/adapters?limit=0", None, {}, 400, "limit 0"),
         ("/console/adapters?tier=x", None, {}, 400, "TIER_DEVICE"),
         ("/console/..%2f..%2fapp.py", None, {}, 404, "Not Found"),
@@ -157,6 +182,30 @@ async def test_what_is_no_request_is_refused_with_its_reason(app: App) -> None:
         got, answer = await asyncio.to_thread(lambda p=path, b=body, h=headers: fetch(app, p, b, **h))
         assert (got, part in json.dumps(answer, ensure_ascii=False)) == (status, True), (path, got, answer)
     assert (await asyncio.to_thread(fetch, app, infer, good))[0] == 200
+
+
+async def test_many_elements_are_refused_before_they_are_made(app: App) -> None:
+    """Millions of empty texts fit into a message; nobody else may wait for them."""
+    binary = {"binary_data_size": 7_600_000}
+    body = {"inputs": [{"name": "text", "shape": [1_900_000], "datatype": "BYTES", "parameters": binary}]}
+    head = json.dumps(body).encode()
+    headers = {"Inference_Header_Content_Length": str(len(head))}
+    started = time.monotonic()
+    data = head + bytes(7_600_000)
+    status, answer = await asyncio.to_thread(lambda: fetch(app, "/v2/models/intent/infer", data, **headers))
+    assert status == 400 and "limit is 256" in answer["error"] and time.monotonic() - started < 3
+
+
+async def test_a_connection_that_says_nothing_is_closed(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.http.protocol.QUIET_S", 0.1)
+    monkeypatch.setattr("server.http.guard.BODY_S", 0.5)
+    silent, _ = await asyncio.open_connection("127.0.0.1", app.http_port)
+    slow, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
+    writer.write(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
+    async with asyncio.timeout(20):
+        assert await silent.read() == b""
+        assert (await slow.readline()).split()[1] == b"408"
+    writer.close()
 
 
 @pytest.mark.parametrize("length", [b"content-length: 99999999", b"transfer-encoding: chunked"])
@@ -253,5 +302,8 @@ class TestTenants:
         assert json.dumps(hidden[1]).replace("tags", "never") == json.dumps(unknown[1])
         assert (await ask("/v2/models/intent/infer", good, "acme-token"))[0] == 200
         assert (await ask("/v2/repository/models/intent/unload", {}, "acme-token"))[0] == 403
+        _, shared = await ask("/v2/models/stats", token="acme-token")
+        _, whole = await ask("/v2/models/stats", token="operator-token")
+        assert shared["model_stats"] == [] and [one["name"] for one in whole["model_stats"]] == ["intent"]
         _, state = await ask("/console/state", token="operator-token")
         assert {tenant["name"]: tenant["answered"] for tenant in state["tenants"]} == {"acme": 1.0, "operator": 0.0}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import grpc
@@ -143,3 +145,54 @@ class TestMutual:
     ) -> None:
         assert await code_of(connect(ca)) is grpc.StatusCode.UNAVAILABLE
         assert await code_of(connect(ca, trustme.CA().issue_cert("acme.example"))) is grpc.StatusCode.UNAVAILABLE
+
+
+def http_status(app: App, ca: trustme.CA, own: trustme.LeafCert | None = None, host: str = "localhost") -> int | None:
+    """None where no connection comes about."""
+    context = ssl.create_default_context()
+    ca.configure_trust(context)
+    if own is not None:
+        own.configure_cert(context)
+    connection = HTTPSConnection(host, app.http_port, context=context, timeout=10)
+    try:
+        connection.request("GET", "/v2/models/intent")
+        return connection.getresponse().status
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+async def test_http_speaks_tls_too_and_follows_its_certificate(app: App, ca: trustme.CA, tmp_path: Path) -> None:
+    assert await asyncio.to_thread(http_status, app, ca) == 200
+    other = trustme.CA()
+    assert await asyncio.to_thread(http_status, app, other) is None
+    (tmp_path / "chain.pem").write_text("broken")
+    await asyncio.sleep(0.3)
+    assert await asyncio.to_thread(http_status, app, ca) == 200
+    write(tmp_path, other.issue_cert("localhost"))
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(http_status, app, other) != 200:
+            await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(http_status, app, ca) is None
+
+
+class TestClientCertificatesOverHttp:
+    @pytest.fixture
+    def config(self, config: ServerConfig, ca: trustme.CA, tmp_path: Path) -> ServerConfig:
+        ca.cert_pem.write_to_path(tmp_path / "clients.pem")
+        (tmp_path / "tenants.toml").write_text(TENANTS)
+        files = {"tls_client_ca": str(tmp_path / "clients.pem"), "tenants": str(tmp_path / "tenants.toml")}
+        return replace(config, api=replace(config.api, **files))
+
+    async def test_a_certificate_says_who_calls_until_its_ca_is_taken_away(
+        self, app: App, ca: trustme.CA, tmp_path: Path
+    ) -> None:
+        acme, stranger = ca.issue_cert("acme.example"), ca.issue_cert("stranger.example")
+        assert await asyncio.to_thread(http_status, app, ca, acme) == 200
+        assert await asyncio.to_thread(http_status, app, ca, stranger) == 401
+        assert await asyncio.to_thread(http_status, app, ca) is None
+        trustme.CA().cert_pem.write_to_path(tmp_path / "clients.pem")
+        async with asyncio.timeout(20):
+            while await asyncio.to_thread(http_status, app, ca, acme) is not None:
+                await asyncio.sleep(0.05)

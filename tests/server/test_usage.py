@@ -34,7 +34,7 @@ def test_the_number_of_series_is_bounded_and_nothing_is_lost(clock: list[float])
         shown = answered(book)
         assert len(shown) == MAX_NAMED + 1
     assert sum(len(family.samples) for family in book.collect()) == 4 * (MAX_NAMED + 1)
-    assert sum(usage.num_answered for name in book.names() if (usage := book.get(name))) == 50_000
+    assert sum(usage.num_answered for _, usage in book.all()) == 50_000
 
 
 def test_a_newcomer_that_is_asked_for_more_takes_a_place_and_every_count_only_grows(clock: list[float]) -> None:

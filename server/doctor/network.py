@@ -95,23 +95,23 @@ def _reachable(host: str) -> str:
 
 def listening(api: ApiConfig) -> Finding:
     """Who reaches the server, and what they could read or do there."""
-    if not is_loopback(api.host) and not api.tls_certificate:
-        return warning(
-            "listening",
-            f"host {api.host!r} is not loopback and TLS is off: tokens, texts and answers can be read on the way",
-            "--tls-certificate and --tls-key (api.tls_certificate, api.tls_key), or --host 127.0.0.1 (api.host)",
-        )
-    if not is_loopback(api.host) and not api.tenants:
-        return warning(
-            "listening",
-            f"anyone who reaches {api.host!r} may load, replace and unload adapters (allow_anonymous)",
-            "declare tenants: --tenants FILE (api.tenants); adapterd token NAME makes credentials",
-        )
-    if not is_loopback(api.http_host):
-        return warning(
-            "listening",
-            f"http_host {api.http_host!r} is not loopback, and the metrics name tenants",
-            "--http-host 127.0.0.1 (api.http_host), or let nobody but the collector reach it",
-        )
-    where = "only this machine" if is_loopback(api.host) else "the network, with TLS and tenants"
-    return ok("listening", f"{api.host} is reached from {where}")
+    for setting, host in (("host", api.host), ("http_host", api.http_host)):
+        option = f"--{setting.replace('_', '-')}"
+        if is_loopback(host):
+            continue
+        if not api.tls_certificate:
+            return warning(
+                "listening",
+                f"{setting} {host!r} is not loopback and TLS is off: tokens, texts and answers can be read on the way",
+                "--tls-certificate and --tls-key (api.tls_certificate, api.tls_key), or"
+                f" {option} 127.0.0.1 (api.{setting})",
+            )
+        if not api.tenants:
+            return warning(
+                "listening",
+                f"anyone who reaches {setting} {host!r} may load, replace and unload adapters (allow_anonymous)",
+                "declare tenants: --tenants FILE (api.tenants); adapterd token NAME makes credentials",
+            )
+    is_local = is_loopback(api.host) and is_loopback(api.http_host)
+    where = "only this machine" if is_local else "the network, with TLS and tenants"
+    return ok("listening", f"{api.host} and, for HTTP, {api.http_host} are reached from {where}")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from adapterd.calls import TLS_VARIABLES
 
 PREFIX = "adapterd_"
 TIMEOUT_S = 3.0
@@ -52,8 +57,9 @@ class Scrape:
 
 
 def url_of(place: str) -> str:
-    """Of "host:port"; a whole URL stays as it is."""
-    return place if "://" in place else f"http://{place}/metrics"
+    """Of "host:port", with TLS where a CA is named; a whole URL stays as it is."""
+    scheme = "https" if os.environ.get(TLS_VARIABLES[0]) else "http"
+    return place if "://" in place else f"{scheme}://{place}/metrics"
 
 
 def scrape(place: str, token: str | None = None, *, clock: Callable[[], float] = time.monotonic) -> Scrape:
@@ -61,11 +67,27 @@ def scrape(place: str, token: str | None = None, *, clock: Callable[[], float] =
     return parsed(fetched(place, token), clock(), place)
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A token goes to whom it was meant for."""
+
+    def redirect_request(self, *arguments: Any, **more: Any) -> None:
+        return None
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Trusts the CA of the variable ADAPTERD_CA, as the client does, and shows a certificate if there is one."""
+    ca, certificate, key = (os.environ.get(variable) for variable in TLS_VARIABLES)
+    context = ssl.create_default_context(cafile=ca or None)
+    if certificate:
+        context.load_cert_chain(certificate, key or None)
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _NoRedirect)
+
+
 def fetched(place: str, token: str | None) -> str:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         request = urllib.request.Request(url_of(place), headers=headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with _opener().open(request, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode("utf-8", "replace"))
     except urllib.error.HTTPError as error:
         with error:

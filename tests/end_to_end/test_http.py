@@ -199,13 +199,15 @@ async def test_many_elements_are_refused_before_they_are_made(app: App) -> None:
 async def test_a_connection_that_says_nothing_is_closed(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.http.protocol.QUIET_S", 0.1)
     monkeypatch.setattr("server.http.guard.BODY_S", 0.5)
-    silent, _ = await asyncio.open_connection("127.0.0.1", app.http_port)
+    silent, nobody = await asyncio.open_connection("127.0.0.1", app.http_port)
     slow, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
     writer.write(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
     async with asyncio.timeout(20):
         assert await silent.read() == b""
         assert (await slow.readline()).split()[1] == b"408"
-    writer.close()
+    for connection in (nobody, writer):
+        connection.close()
+        await connection.wait_closed()
 
 
 @pytest.mark.parametrize("length", [b"content-length: 99999999", b"transfer-encoding: chunked"])

@@ -18,7 +18,8 @@ from server.http.protocol import SUBJECTS
 BODY_S = 30.0  # for a body to arrive
 OPEN = frozenset({"/", "/v2", "/v2/", "/v2/health/live", "/v2/health/ready", "/openapi.json"})
 OPEN_BELOW = ("/docs", "/console/")  # but for what the console asks for
-CLOSED = ("/console/session", "/console/state", "/console/adapters", "/console/predict")
+CLOSED_BELOW = "/console/adapters"
+CLOSED = frozenset({CLOSED_BELOW, "/console/session", "/console/state", "/console/predict"})
 TENANT = "tenant"  # in a scope: who calls
 
 
@@ -106,7 +107,8 @@ def too_large(limit: int) -> str:
 
 def _is_open(path: str) -> bool:
     """What anyone may read: it is the same on every server."""
-    return path in OPEN or path.startswith(OPEN_BELOW) and not path.startswith(CLOSED)
+    is_asked_for = path in CLOSED or path.startswith(f"{CLOSED_BELOW}/")
+    return path in OPEN or path.startswith(OPEN_BELOW) and not is_asked_for
 
 
 def _is_address(host: str) -> bool:

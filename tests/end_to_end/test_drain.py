@@ -67,10 +67,10 @@ async def test_a_draining_server_answers_the_accepted_and_refuses_the_rest(confi
     await app.start()
     reached, gate, ready = asyncio.Event(), asyncio.Event(), app.adapters.ready
 
-    async def gated(name: str, key: str = "") -> HostLease:
+    async def gated(name: str, key: str = "", version: str = "") -> HostLease:
         reached.set()
         await gate.wait()
-        return await ready(name, key)
+        return await ready(name, key, version)
 
     app.adapters.ready = gated  # type: ignore[method-assign]
     async with AsyncClient(f"127.0.0.1:{app.grpc_port}", max_retries=0) as client:

@@ -157,13 +157,13 @@ class Gate:
     def open(self) -> None:
         self._opened.set()
 
-    async def _gated(self, name: str, key: str = "") -> Any:
+    async def _gated(self, name: str, key: str = "", version: str = "") -> Any:
         self.num_waiting += 1
         try:
             await self._opened.wait()
         finally:
             self.num_waiting -= 1
-        return await self._ready(name, key)
+        return await self._ready(name, key, version)
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:

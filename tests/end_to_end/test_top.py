@@ -117,7 +117,8 @@ def on_terminal(options: list[str], until: bytes, number: signal.Signals) -> tup
     command = [sys.executable, "-m", "server", "top", "--interval", "0.1", *options]
     environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
     environment.pop("COLUMNS", None)
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+    terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(command, **terminal, env=environment, preexec_fn=_heed_interrupts) as process:
         os.close(theirs)
         shown = b""
         while until not in shown:
@@ -127,6 +128,11 @@ def on_terminal(options: list[str], until: bytes, number: signal.Signals) -> tup
             shown += chunk
         os.close(ours)
         return shown, process.wait(20)
+
+
+def _heed_interrupts() -> None:
+    """Whatever runs the tests in the background has them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _read(descriptor: int) -> bytes:

@@ -62,12 +62,13 @@ class Row:
 STUBS = ("protobuf", "grpcio-health-checking", "grpcio-reflection", "grpcio-status", "grpcio-tools", "tritonclient")
 NEW_STUBS = ("protobuf>=7.35.1,<8", "grpcio-health-checking>=1.83", "grpcio-reflection>=1.83", "grpcio-status>=1.83")
 OTLP = ("opentelemetry-proto", "opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-exporter-otlp-proto-common")
+TRITON_NEEDS = ("ml-dtypes", "python-rapidjson", "geventhttpclient", "aiohttp")
 OLD = ("torch", "transformers", "huggingface_hub", "tokenizers", "triton", "sympy")
 ROWS = (
     Row("pinned", "3.11"),
     Row("pinned, Python 3.12", "3.12"),
     Row("pinned, Python 3.13", "3.13"),
-    Row("protobuf 7", "3.11", (*STUBS, *OTLP), NEW_STUBS, ("tritonclient==2.73.0",)),
+    Row("protobuf 7", "3.11", (*STUBS, *OTLP), (*NEW_STUBS, *TRITON_NEEDS), ("tritonclient==2.73.0",)),
     Row("oldest torch and transformers", "3.11", OLD, ("torch==2.11.0", "transformers==5.17.0")),
     Row("newest transformers", "3.11", ("transformers",), ("transformers",)),
 )

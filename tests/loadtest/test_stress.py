@@ -87,11 +87,11 @@ def test_the_soak_compares_answers_and_watches_the_process(tmp_path: Path) -> No
     write_soak(tmp_path, report)
     assert report.seen.answers > 50 and report.seen.wrong == 0 and not report.seen.errors
     assert report.seen.cancelled > 0 and report.seen.done["client killed"] > 0
-    assert "memory after the warm-up" in written(tmp_path, "soak")
+    assert "memory in use after the warm-up" in written(tmp_path, "soak")
 
 
 def test_memory_and_descriptors_that_grow_are_told() -> None:
-    samples = [Sample(float(at), 100 + at / 360, 10 + at // 100, 5) for at in range(0, 1000, 5)]
+    samples = [Sample(float(at), 100 + at / 180, at / 360, 10 + at // 100, 5) for at in range(0, 1000, 5)]
     report = SoakReport({}, "", soak.Plan(1000.0), Seen(samples=samples))
     assert report.slope_mb_per_h == pytest.approx(10 * 1.048576, rel=0.01)
     assert report.growth("num_descriptors") in (6, 7) and report.growth("num_threads") == 0

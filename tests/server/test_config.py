@@ -15,7 +15,7 @@ NUMBERS = [(kind, field.name) for kind in SECTIONS for field in fields(kind) if 
 MAY_BE_ZERO = {
     *("num_threads", "max_batch_tokens", "verify_tolerance", "port", "http_port"),
     *("drain_timeout_s", "lame_duck_s", "frontends", "kept_versions", "watch_s", "idle_ttl_s"),
-    *("canary_share", "canary_tolerance", "max_queue_s", "reload_s"),
+    *("canary_share", "canary_tolerance", "max_queue_s", "reload_s", "trace_share"),
 }
 
 

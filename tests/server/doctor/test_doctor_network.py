@@ -127,7 +127,11 @@ def test_an_address_of_another_machine_is_a_problem() -> None:
         ({}, ""),
         ({"host": "0.0.0.0", "allow_anonymous": True}, "TLS is off"),
         ({"host": "0.0.0.0", "allow_anonymous": True, "tls_certificate": "c", "tls_key": "k"}, "anyone who reaches"),
-        ({"http_host": "0.0.0.0"}, "the metrics name tenants"),
+        ({"http_host": "0.0.0.0", "tenants": "t"}, "http_host '0.0.0.0' is not loopback and TLS is off"),
+        (
+            {"http_host": "0.0.0.0", "allow_anonymous": True, "tls_certificate": "c", "tls_key": "k"},
+            "anyone who reaches",
+        ),
     ],
 )
 def test_who_reaches_the_server_is_told(settings: dict[str, object], says: str) -> None:

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/adapterd/v1/*.proto protos/adapterd/oip/v2/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test fuzz demo loadtest protos clean
+.PHONY: install format check test fuzz demo loadtest protos reference clean
 
 install: $(STAMP)
 
@@ -56,6 +56,10 @@ loadtest: install
 
 protos: install
 	$(call PROTOC,.)
+
+# docs/reference, from what it describes.
+reference: install
+	$(BIN)/python docs/generate
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,9 +30,15 @@ from server.tenants import read_tenants
 
 HERE = Path(__file__).parent
 OVER = "the block is over:"
-COPIED = ("examples", "protos")
+COPIED = ("examples", "protos", "deploy")
 LINKED = ("tests/recorded",)
 SHELLS = ("bash", "sh", "shell", "console")
+# What would change the machine that the tests run on, or needs another one.
+OUTSIDE = re.compile(
+    r"(?:^|[;&|(\s])(?:sudo|systemctl|docker|kubectl|helm|make|pip3?|npm|apt|apt-get)\s"
+    r"|(?<![\w.~/-])/(?:boot|etc|home|mnt|opt|root|srv|usr|var)/",
+    re.MULTILINE,
+)
 
 
 class Wrong(Exception):
@@ -66,7 +72,8 @@ class Session:
         self._state = self._own / "ports.json"
         self._state.write_text(json.dumps({"ports": self.demo, "pids": {}}))
         for name in COPIED:
-            shutil.copytree(ROOT / name, self.folder / name)
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, self.folder / name)
         for name in LINKED:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).symlink_to(ROOT / name)
@@ -146,6 +153,8 @@ class Session:
         shutil.copytree(ROOT / source, self.folder / target, dirs_exist_ok=True)
 
     def _in_shell(self, block: Block, text: str) -> Output:
+        if what := outside_of(block):
+            raise Wrong(f"{what!r} is outside of a page's folder, and is not run")
         if self._shell is None:
             path = f"{self.folder / '.venv' / 'bin'}:{self._environment['PATH']}"
             self._shell = Shell(self.folder, self._own, {**self._environment, "PATH": path})
@@ -203,6 +212,12 @@ class Session:
                 assert all(credentials(name) for name in tables)
         else:
             read_tenants(path)
+
+
+def outside_of(block: Block) -> str:
+    """What of a shell's block is outside of the page's folder; empty if nothing is."""
+    found = OUTSIDE.search(re.sub(r"(?:^|\s)#.*", "", block.text, flags=re.MULTILINE))
+    return found[0].strip() if found and block.language in SHELLS else ""
 
 
 class Shell:

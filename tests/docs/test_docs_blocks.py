@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from doc_pages import RUN_GLOBS, Block, blocks_of, pages, read_blocks
-from doc_session import HERE, Session, Wrong
+from doc_session import HERE, Session, Wrong, outside_of
 from doc_shapes import differences, missing_lines
 
 RUN = [page for page in pages(RUN_GLOBS) if any(block.needs_account for block in blocks_of(page))]
@@ -15,16 +15,21 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore:Use '
 
 @pytest.mark.parametrize("page", RUN)
 def test_blocks_run_as_written(page: str, session: Session) -> None:
-    for block in blocks_of(page):
-        if block.kind == "not run" or not (block.needs_account or block.kind):
-            continue
+    blocks = [block for block in blocks_of(page) if block.kind != "not run" and (block.needs_account or block.kind)]
+    if outside := [block for block in blocks if outside_of(block)]:
+        pytest.fail("\n".join(how_to_mark(block, f"{outside_of(block)!r} is not run here") for block in outside))
+    for block in blocks:
         try:
             session.run(block)
         except Wrong as wrong:
-            pytest.fail(
-                f"{block.place} ({block.first_line}):\n{wrong}\nIf it cannot run here, write '<!-- not run: REASON -->'"
-                f" on the line before it, and '{page}: {block.first_line}' into tests/docs/not_run.txt."
-            )
+            pytest.fail(how_to_mark(block, str(wrong)))
+
+
+def how_to_mark(block: Block, why: str) -> str:
+    return (
+        f"{block.place}: {why}\nIf it cannot run here, write '<!-- not run: REASON -->' on the line before it, and into"
+        f" tests/docs/not_run.txt:\n{block.page}: {block.first_line}\n"
+    )
 
 
 def test_blocks_that_do_not_run_are_listed_and_say_why() -> None:
@@ -94,6 +99,9 @@ def test_a_session_is_one_shell_and_one_python(session: Session) -> None:
         (block("python", "1 / 1\n", "fails"), "nothing is raised"),
         (block("console", "$ echo one\ntwo\n"), "these lines do not come back:\ntwo"),
         (block("go", "package main\n"), "nothing runs 'go'"),
+        (block("bash", "echo x | sudo tee y\n"), "'sudo' is outside"),
+        (block("bash", "install -d /etc/adapterd\n"), "'/etc/' is outside"),
+        (block("bash", "make install\n"), "'make' is outside"),
     ],
 )
 def test_a_block_that_is_wrong_is_told(wrong: Block, why: str, session: Session) -> None:

@@ -7,7 +7,7 @@ COMPONENTS := build/components/.done
 PROTOS := $(wildcard protos/adapterd/v1/*.proto protos/adapterd/oip/v2/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test components fuzz matrix demo loadtest image-check dist-check protos dashboards clean
+.PHONY: install format check test components fuzz matrix demo loadtest image-check dist-check protos dashboards reference clean
 
 install: $(STAMP)
 
@@ -80,6 +80,10 @@ protos: install
 
 dashboards:
 	$(PYTHON) deploy/grafana/generate.py
+
+# docs/reference, from what it describes.
+reference: install
+	$(BIN)/python docs/generate
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

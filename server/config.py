@@ -1,4 +1,7 @@
-"""Every knob of the server, with its unit in its name. Each comment says what raising it costs."""
+"""Every knob of the server, with its unit in its name. Each comment says what raising it costs.
+
+docs/reference/configuration.md is made of these comments: `make reference`.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,10 @@ class CacheConfig:
     """Where adapters come from and how many bytes each tier may hold."""
 
     adapters: tuple[Path, ...] = ()  # folders whose sub-folders are adapters, named after them
-    device_bytes: int = 256 * MIB  # more adapters resident, less room for the base and batches
-    host_bytes: int = 2048 * MIB  # more adapters one copy away from the device
-    disk_path: str = ""  # folder of the disk tier and the index; "" has neither: cold adapters are read at their origin
-    disk_bytes: int = 20480 * MIB  # more adapters that start in milliseconds; disk
+    device_bytes: int = 256 * MIB  # of adapters on the device; more of them resident, less room for batches
+    host_bytes: int = 2048 * MIB  # of adapters in host memory; more of them one copy away from the device
+    disk_path: str = ""  # folder of the disk tier and the index, one server's own; "" has neither
+    disk_bytes: int = 20480 * MIB  # of converted adapters; more of them start in milliseconds
     registries: tuple[str, ...] = ()  # further origins: a registry's folder or URL, "hub:organization"
     kept_versions: int = 2  # of each adapter, to go back to; disk
     prefetch: tuple[str, ...] = ()  # adapters that are loaded at start, "acme-*"
@@ -55,11 +58,9 @@ class CacheConfig:
     max_concurrent_loads: int = 4  # more cold starts in parallel, more CPU taken from serving
     max_adapter_bytes: int = 512 * MIB  # largest checkpoint file that is read at all
     compositions: tuple[str, ...] = ()  # "name = Stack(de, ner)"; "name = Fuse(a, b) : head" has a head of its own
-    verify_at_load: bool = (
-        False  # try what is loaded against a second, plain copy of the base: memory, slow cold starts
-    )
-    # Of |difference| / (1 + |plain|); more lets more through. 0: by the dtype, 1e-3 in float32 and 0.1 in others.
-    verify_tolerance: float = 0.0
+    # try what is loaded against a second, plain copy of the base: memory, slow cold starts
+    verify_at_load: bool = False
+    verify_tolerance: float = 0.0  # of |difference| / (1 + |plain|); 0: by the dtype, 0.001 in float32, 0.1 in others
 
     def __post_init__(self) -> None:
         _require_at_least(
@@ -75,9 +76,11 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    # Larger batches use the device better and make each caller wait longer; 0: measured at start, where that stops.
+    """What goes into one forward pass."""
+
+    # larger batches use the device better and make each caller wait longer; 0: measured at start, where that stops
     max_batch_tokens: int = 0
-    max_batch_samples: int = 512
+    max_batch_samples: int = 512  # inputs of all requests in it
     batch_timeout_s: float = 60.0  # a device that computes one batch for so long hangs, and the server starts again
     canary_share: float = 0.001  # of samples, computed once more, alone and from weights placed anew, and compared
     canary_tolerance: float = 0.0  # of |difference| / (1 + |alone|); 0: by the dtype, as cache.verify_tolerance
@@ -95,28 +98,30 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
-    host: str = "127.0.0.1"
+    """Where the server listens, whom it lets in, and how much."""
+
+    host: str = "127.0.0.1"  # of gRPC; elsewhere than on loopback it needs tenants or allow_anonymous
     port: int = 50051  # gRPC; 0 takes a free one
-    http_host: str = "127.0.0.1"  # metrics, console, the HTTP API
-    http_port: int = 9090  # 0 takes a free one
+    http_host: str = "127.0.0.1"  # of the HTTP port: the API, metrics, the console
+    http_port: int = 9090  # HTTP; 0 takes a free one
     tenants: str = ""  # file that declares who may call; "" lets anyone, on loopback
     allow_anonymous: bool = False  # listen elsewhere than on loopback without a tenants file: anyone there may do all
-    tls_certificate: str = ""  # PEM file with the chain; "" serves in the clear
-    tls_key: str = ""
+    tls_certificate: str = ""  # PEM file with the chain, for both ports; "" serves in the clear
+    tls_key: str = ""  # PEM file with its key
     tls_client_ca: str = ""  # PEM file; callers then need a certificate that it has signed
     reload_s: float = 2.0  # between looks at the tenants file and the certificates
     audit_log: str = ""  # file of JSON lines: who changed what, and who was turned away; "" goes to the log
     max_message_bytes: int = 8 * MIB  # a caller may make the server hold this much per call
-    max_inputs_per_request: int = 256
-    max_requests_per_batch: int = 256
+    max_inputs_per_request: int = 256  # each choice of a multiple-choice question is one
+    max_requests_per_batch: int = 256  # of one PredictBatch
     max_in_flight: int = 1024  # accepted requests; beyond it callers are refused at once
     max_in_flight_tokens: int = 1 << 20  # of those, texts and all; memory and latency
-    max_in_flight_bytes: int = 256 * MIB
+    max_in_flight_bytes: int = 256 * MIB  # of those, as they came
     max_queue_s: float = 5.0  # of work that waits; beyond it, and in an overload beyond far less, callers are refused
     drain_timeout_s: float = 30.0  # how long a stop waits for accepted requests
     lame_duck_s: float = 0.5  # how long a stopping server still accepts, so that balancers see it leave
     num_tokenizer_threads: int = 2  # of each front
-    publish_folder: str = ""  # where Publish keeps adapters, the first of cache.adapters; then any caller may publish
+    publish_folder: str = ""  # where Publish keeps adapters, the first of cache.adapters; "" takes none
     max_publish_bytes: int = 512 * MIB  # of one adapter's files; disk
     trace: str = ""  # collector that takes OTLP over gRPC, "http://127.0.0.1:4317"; needs the extra "trace"
     trace_share: float = 0.01  # of requests whose caller does not say whether it traces them; time, and the collector's

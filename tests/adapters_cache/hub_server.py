@@ -153,6 +153,15 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._json({"id": name, "sha": sha, "siblings": siblings, "tags": ["adapter-transformers"], "private": False})
 
+    def _main(self, name: str, *, query: Any, body: bytes) -> None:
+        self._info(name, "main", query=query, body=body)
+
+    def _tree(self, name: str, revision: str, *, query: Any, body: bytes) -> None:
+        if (found := self._found(name, revision)) is not None:
+            files = found[1].items()
+            entries = [(path, len(content), hashlib.sha1(content).hexdigest()) for path, content in files]
+            self._json([{"type": "file", "path": path, "size": size, "oid": oid} for path, size, oid in entries])
+
     def _list(self, *, query: Any, body: bytes) -> None:
         text = query.get("search", [""])[0]
         found = [name for name in sorted(self.hub.repositories) if text in name]
@@ -264,6 +273,8 @@ _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES: tuple[tuple[str, str, Any], ...] = (
     ("GET", rf"/api/models/{_NAME}/revision/([^/]+)", _Handler._info),
     ("GET", r"/api/models", _Handler._list),
+    ("GET", rf"/api/models/{_NAME}", _Handler._main),
+    ("GET", rf"/api/models/{_NAME}/tree/([^/]+)", _Handler._tree),
     ("GET", rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler._resolve),
     ("HEAD", rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler._resolve),
     ("POST", r"/api/validate-yaml", _Handler._validate),

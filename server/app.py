@@ -218,6 +218,7 @@ class App:
     async def _start_http(self, pipeline: Pipeline, started: AsyncExitStack) -> None:
         api, engine = self.config.api, pipeline.engine
         info = pipeline.tokenizer.base
+        limits = Limits(api.max_inputs_per_request, info.max_tokens)
         parts = Parts(
             engine=engine,
             answering=self.answering,
@@ -225,13 +226,14 @@ class App:
                 engine,
                 self.answering,
                 info,
-                Limits(api.max_inputs_per_request, info.max_tokens),
+                limits,
                 lambda: self.is_serving,
                 self.gate.caller,
                 self.audit,
             ),
             bridge=Bridge(asyncio.get_running_loop()),
             gate=self.gate,
+            limits=limits,
             state=State(self.metrics, self.totals, self.tenants, self.ledger, self.recent, time.time()),
             registry=self.totals.registry,
             base=self.base,

@@ -48,8 +48,13 @@ Host = Annotated[
     str | None, typer.Option(help="Address to listen on; other than loopback needs --tenants or --allow-anonymous.")
 ]
 Port = Annotated[int | None, typer.Option(help="gRPC; 0 takes a free one.")]
-HttpHost = Annotated[str | None, typer.Option(help="Address of the metrics, which name tenants.")]
-HttpPort = Annotated[int | None, typer.Option(help="Metrics; 0 takes a free one.")]
+HttpHost = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of the console, the HTTP API and metrics; other than loopback needs --tenants or --allow-anonymous."
+    ),
+]
+HttpPort = Annotated[int | None, typer.Option(help="Console, HTTP API and metrics; 0 takes a free one.")]
 Tenants = Annotated[
     Path | None, typer.Option(help="File that declares who may call and use what; read again when it changes.")
 ]

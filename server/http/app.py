@@ -24,6 +24,7 @@ from server.http.bridge import Bridge, Left, require_observer
 from server.http.failures import answer_failures
 from server.http.guard import Guard
 from server.http.state import State
+from server.oip.tensors import Limits
 
 ABOUT = """Many adapters of one encoder: every request names its own.
 
@@ -39,6 +40,7 @@ class Parts:
     protocol: OipServicer
     bridge: Bridge
     gate: Gate
+    limits: Limits
     state: State
     registry: CollectorRegistry
     base: adapters_pb2.Base
@@ -56,7 +58,7 @@ def make_app(parts: Parts, config: ApiConfig) -> FastAPI:
         is_local=is_loopback(config.http_host),
     )
     app.include_router(oip.router(parts.protocol, parts.answering, parts.bridge, parts.version))
-    app.include_router(openai.router(parts.engine, parts.answering, parts.bridge, parts.protocol.limits))
+    app.include_router(openai.router(parts.engine, parts.answering, parts.bridge, parts.limits))
 
     @app.get("/metrics", summary="For Prometheus", tags=["Operation"])
     async def metrics(request: Request) -> Response:

@@ -63,5 +63,8 @@ async def _on_failure(request: Request, error: Exception) -> Response:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-    return failure(request.scope["path"], InvalidInput(f"{place[:128]}: {first['msg']}"))
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = (
+        f"{place[:128]}: {first['msg']}" if place else "the body is no JSON object of Content-Type application/json"
+    )
+    return failure(request.scope["path"], InvalidInput(message))

@@ -51,7 +51,7 @@ Port = Annotated[int | None, typer.Option(help="gRPC; 0 takes a free one.")]
 HttpHost = Annotated[
     str | None,
     typer.Option(
-        help="Address of the console, the HTTP API and metrics; other than loopback needs --tenants or --allow-anonymous."
+        help="Address of console, HTTP API and metrics; other than loopback needs --tenants or --allow-anonymous."
     ),
 ]
 HttpPort = Annotated[int | None, typer.Option(help="Console, HTTP API and metrics; 0 takes a free one.")]

@@ -21,7 +21,9 @@ SHARES = {"equal weights": {"a": 1.0, "b": 1.0}, "weights 1 and 3": {"a": 1.0, "
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """rounds   of a busy tenant beside a calm and a noisy one, in turn; a light one gets one round"""
+    """rounds   of a busy tenant beside a calm and a noisy one, in turn; a light one gets one round
+    frontends   processes of their own that talk to callers; 0: the one that computes does
+    """
 
     base: str = "bert-base"
     seconds: float = 30.0
@@ -29,6 +31,11 @@ class Plan:
     window_s: float = 10.0
     rounds: int = 3
     noise: float = NOISE
+    frontends: int = 0
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"api.frontends={self.frontends}"] if self.frontends else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +86,20 @@ def run(plan: Plan, command: str) -> FairnessReport:
     shares = [BUSY] * plan.rounds + [LIGHT]
     with Progress(transient=True) as bar:
         task = bar.add_task("one queue for all", total=2 + len(SHARES) + len(shares))
-        with crowd(plan.base, {}) as server:
+        with crowd(plan.base, {}, settings=plan.settings) as server:
             per_s, tokens_per_s = _saturated(server, plan)
         report = FairnessReport(machine("cpu", "float32"), command, plan, per_s, tokens_per_s)
         for name, weights in SHARES.items():
             bar.update(task, advance=1, description=name)
-            with crowd(plan.base, weights) as server:
+            with crowd(plan.base, weights, settings=plan.settings) as server:
                 report.divided.append(_divide(server, plan, name, weights, per_s))
-        with crowd(plan.base, SHARES["equal weights"]) as server:
+        with crowd(plan.base, SHARES["equal weights"], settings=plan.settings) as server:
             for number, share in enumerate(shares):
                 bar.update(task, advance=1, description=f"a tenant at {share:g} of its share")
                 calm, noisy = (_p95(server, plan, per_s, noise, share, number) for noise in (1.0, plan.noise))
                 report.beside.append(Beside(share, calm, noisy))
         bar.update(task, advance=1, description="one queue for all, again")
-        with crowd(plan.base, {}) as server:
+        with crowd(plan.base, {}, settings=plan.settings) as server:
             again = _everybody(server, plan, 2 * WANTED * per_s)
             report.fifo_tokens_per_s = (tokens_per_s + again.tokens / again.seconds) / 2
     return report

@@ -37,6 +37,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow  # it trains twice; what a side that fails says runs below
 def test_both_are_trained_on_the_same_files_and_compared(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,5 +246,5 @@ async def test_perf_analyzer_measures_the_server(app: App, protocol: str, tmp_pa
     assert process.returncode == 0, said.decode()
     with (tmp_path / "report.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["Concurrency"]) for row in rows] == [1, 2]
+    assert {int(row["Concurrency"]) for row in rows} == {1, 2}
     assert all(float(row["Inferences/Second"]) > 0 for row in rows)

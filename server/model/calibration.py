@@ -18,8 +18,6 @@ from server.core import Batch, Encoding, Pooling, Sample, TokenInput, target_of
 LENGTH = 32  # tokens of a measured sample
 SMALLEST, LARGEST = 64, 1 << 16
 KNEE = 0.95  # of the best rate: the smallest batch that reaches it is large enough
-# A slow device's batches take long, and every caller waits for one or two: those beyond PATIENCE_S have to gain more.
-PATIENCE_S, SLOW_KNEE = 0.25, 0.90
 FLAT = 1.02  # a doubling that gains less than this factor, twice in a row, ends the search
 REPEATS = 3  # the fastest counts: whatever disturbs a measurement makes it slower
 MAX_SECONDS = 3.0
@@ -42,11 +40,7 @@ class Calibration:
     @property
     def budget_tokens(self) -> int:
         """The smallest measured batch at the knee."""
-        tokens = self._knee(KNEE)
-        return tokens if tokens / self.rates[tokens] <= PATIENCE_S else self._knee(SLOW_KNEE)
-
-    def _knee(self, share: float) -> int:
-        return min(tokens for tokens, rate in self.rates.items() if rate >= share * self.best)
+        return min(tokens for tokens, rate in self.rates.items() if rate >= KNEE * self.best)
 
 
 def calibrate(

@@ -41,12 +41,6 @@ def test_batches_that_no_longer_fit_a_cache_are_not_chosen() -> None:
     assert _budget(Device(1e-4, 1e-6, slow_from=1024)) == 1024
 
 
-def test_batches_of_a_slow_device_are_shorter() -> None:
-    """One of 128 tokens takes half a second, and those of 64 reach nine tenths of what the longest measured does."""
-    assert _budget(Device(8 * 4e-3, 4e-3)) == 64
-    assert _budget(Device(8 * 4e-6, 4e-6)) > 64
-
-
 def test_slow_devices_are_not_measured_for_long() -> None:
     device = Device(0.1, 1e-3)
     calibrate(device.run, 1 << 20, clock=lambda: device.now)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from server.config import ApiConfig
 from server.core import Timings
 from server.errors import InvalidInput
+from server.metrics import STAGES
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 PARENT = "traceparent"  # W3C Trace Context
 NS = 1_000_000_000
-STAGES = ("admit", "tokenize", "ready", "queue", "compute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Tracing:
         from opentelemetry.trace import set_span_in_context
 
         inside = set_span_in_context(parent)
-        for stage in STAGES:
+        for stage in STAGES[:-1]:  # not of the whole
             seconds = getattr(timings, f"{stage}_s")
             if seconds > 0:
                 until = at + round(seconds * NS)

@@ -21,6 +21,7 @@ from server.api.gate import Gate
 from server.api.handlers import service_handler
 from server.api.health import HealthServicer
 from server.api.publish import Publisher
+from server.api.reflected import reflection_pool
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
 from server.errors import InvalidInput
@@ -113,7 +114,7 @@ class Listener:
         server.add_generic_rpc_handlers(handlers)
         more = [service.full_name for service, _ in self._more]
         shown = (*SERVICES, *more, HEALTH.full_name, reflection.SERVICE_NAME)
-        pool = oip.reflection_pool([name for name in shown if name != oip.PUBLIC_NAME])
+        pool = reflection_pool([name for name in shown if name != oip.PUBLIC_NAME])
         reflection.enable_server_reflection(shown, server, pool=pool)
         try:
             bound = await self._bind(server, f"{host}:{port}")

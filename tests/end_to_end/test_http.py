@@ -246,6 +246,9 @@ async def test_a_caller_that_leaves_is_counted_and_computes_nothing(app: App) ->
         while app.admission.num_in_flight:
             await asyncio.sleep(0.01)
         app.scheduler.submit = check  # type: ignore[method-assign]
+    shown = app.metrics.render()
+    assert b'adapterd_requests_total{method="embeddings",outcome="CANCELLED"} 1.0' in shown
+    assert b"adapterd_batch_samples_count 0.0" in shown
 
 
 async def test_metrics_documents_and_console_are_there(app: App, client: AsyncClient) -> None:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+os.environ.setdefault(
+    "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY", "true"
+)  # read when gRPC makes a channel first
 
 import grpc
 from google.protobuf.message import Message
 
 from adapterd.errors import Error, from_status
-from adapterd.v1 import adapters_pb2, inference_pb2, training_pb2
+from adapterd.routing import ROUTE
+from adapterd.v1 import adapters_pb2, inference_pb2, replicas_pb2, training_pb2
 
 INFERENCE = "adapterd.v1.Inference"
 ADAPTERS = "adapterd.v1.Adapters"
+REPLICAS = "adapterd.v1.Replicas"
 TRAINING = "adapterd.v1.Training"
 DEFAULT_SERVER = "127.0.0.1:50051"
 MAX_MESSAGE_BYTES = 8 << 20  # the server's default for a request
@@ -25,6 +32,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 TOKEN_VARIABLE = "ADAPTERD_TOKEN"
 TLS_VARIABLES = ("ADAPTERD_CA", "ADAPTERD_CERTIFICATE", "ADAPTERD_KEY")
+LOCAL_POOL = "grpc.use_local_subchannel_pool"
 PRINTABLE_ASCII = re.compile(r"[ -~]+")  # what a metadata value may hold
 
 
@@ -58,6 +66,7 @@ PUBLISH = Rpc(f"/{ADAPTERS}/Publish", adapters_pb2.PublishRequest, adapters_pb2.
 PIN = Rpc(f"/{ADAPTERS}/Pin", adapters_pb2.PinRequest, adapters_pb2.PinResponse)
 PREFETCH = Rpc(f"/{ADAPTERS}/Prefetch", adapters_pb2.PrefetchRequest, adapters_pb2.PrefetchResponse)
 SET_TRAFFIC = Rpc(f"/{ADAPTERS}/SetTraffic", adapters_pb2.SetTrafficRequest, adapters_pb2.SetTrafficResponse)
+REPLICAS_LIST = Rpc(f"/{REPLICAS}/List", replicas_pb2.ListReplicasRequest, replicas_pb2.ListReplicasResponse)
 TRAIN = Rpc(f"/{TRAINING}/Train", training_pb2.TrainRequest, training_pb2.TrainResponse)
 
 # The standard health check of the whole server, by hand: grpcio-health-checking is no dependency of a client.
@@ -79,11 +88,20 @@ def channel_options(max_retries: int, connections: int = 1) -> list[tuple[str, A
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.enable_retries", int(max_retries > 0)),
-        ("grpc.use_local_subchannel_pool", int(connections > 1)),
+        (LOCAL_POOL, int(connections > 1)),
     ]
     if max_retries > 0:
         options.append(("grpc.service_config", _service_config(max_retries)))
     return options
+
+
+def cluster_options(max_retries: int, connections: int, host: str) -> list[tuple[str, Any]]:
+    """Of channels to several replicas.
+
+    host   that their certificates name. Raises ValueError for no connection.
+    """
+    shared = [option for option in channel_options(max_retries, connections) if option[0] != LOCAL_POOL]
+    return [*shared, ("grpc.default_authority", host)]
 
 
 def _service_config(max_retries: int) -> str:
@@ -94,7 +112,7 @@ def _service_config(max_retries: int) -> str:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"],
     }
-    services = [{"service": INFERENCE}, {"service": ADAPTERS}]
+    services = [{"service": name} for name in (INFERENCE, ADAPTERS, REPLICAS)]
     return json.dumps({"methodConfig": [{"name": services, "retryPolicy": retry_policy}]})
 
 
@@ -112,11 +130,41 @@ def require_size(message: Message, max_message_bytes: int) -> None:
 Metadata = tuple[tuple[str, str], ...]
 
 
-def adapter_metadata(request: Message) -> Metadata:
-    """The adapter's name for a router in front, which can so keep its requests together unread."""
-    if isinstance(request, inference_pb2.PredictRequest) and PRINTABLE_ASCII.fullmatch(request.adapter):
-        return (("x-adapter", request.adapter),)
-    return ()
+def routed_adapter(request: Message) -> str:
+    """The adapter that a call is routed by: its own, or that of all its requests; empty if any replica will do."""
+    if isinstance(request, inference_pb2.PredictBatchRequest):
+        names = {one.adapter for one in request.requests}
+        name = names.pop() if len(names) == 1 else ""
+    else:
+        name = request.adapter if isinstance(request, inference_pb2.PredictRequest) else ""
+    return name if PRINTABLE_ASCII.fullmatch(name) else ""
+
+
+def adapter_metadata(adapter: str) -> Metadata:
+    """The adapter's name for what balances, a router in front or gRPC itself: it keeps its requests together unread."""
+    return ((ROUTE, adapter),) if adapter else ()
+
+
+def grouped(requests: Sequence[inference_pb2.PredictRequest]) -> list[list[int]]:
+    """Positions of the requests for each adapter."""
+    groups: dict[str, list[int]] = {}
+    for position, request in enumerate(requests):
+        groups.setdefault(request.adapter, []).append(position)
+    return list(groups.values())
+
+
+def gathered(
+    requests: Sequence[inference_pb2.PredictRequest],
+    groups: Sequence[Sequence[int]],
+    replies: Sequence[inference_pb2.PredictBatchResponse],
+) -> list[inference_pb2.PredictResponse | Error]:
+    """The outcomes of groups of requests in the order of the requests."""
+    outcomes: Mapping[int, inference_pb2.Outcome] = {
+        position: outcome
+        for group, reply in zip(groups, replies, strict=True)
+        for position, outcome in zip(group, reply.outcomes, strict=True)
+    }
+    return [outcome_of(outcomes[position]) for position in range(len(requests))]
 
 
 def token_metadata(token: str | None) -> Metadata:

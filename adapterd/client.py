@@ -6,14 +6,19 @@ is given back as one. Refusals for lack of room are retried, see `max_retries`. 
 
 A connection ends in one of the server's front processes: `connections` reach several, and take calls in turn.
 
+"cluster:HOST:PORT" as the server, or several with commas, means all replicas that these know of. A request goes to the
+replica where its adapter is warm; where that one has too much to do, some go to the next. A batch is divided by
+adapter; a stream stays with one replica. What is published, moved or unloaded at one of them reaches the others.
+
 Without a `token`, that of the variable ADAPTERD_TOKEN is sent. Without `credentials`, the PEM files that ADAPTERD_CA,
 ADAPTERD_CERTIFICATE and ADAPTERD_KEY name are used; where those are not set either, the channel is in the clear.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from itertools import cycle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -28,10 +33,16 @@ from adapterd.calls import (
     Rpc,
     adapter_metadata,
     channel_options,
+    cluster_options,
     credentials_of,
+    gathered,
+    grouped,
     outcome_of,
+    routed_adapter,
     token_metadata,
 )
+from adapterd.cluster import AsyncFollowed, AsyncTurns, Followed, Turns, host_of, seeds_of
+from adapterd.cluster import Options as ChannelOptions
 from adapterd.errors import Error, from_rpc_error
 from adapterd.requests import (
     Item,
@@ -48,6 +59,7 @@ from adapterd.v1 import inference_pb2 as v1
 from adapterd.v1 import training_pb2 as training
 
 Outcome = v1.PredictResponse | Error
+MAX_GROUPS = 32  # of a blocking client's batch that are on their way at a time
 
 
 class Client:
@@ -65,13 +77,20 @@ class Client:
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._metadata = token_metadata(token)
-        credentials = credentials_of(credentials)
-        options = channel_options(max_retries, connections)
-        self._channels = [
-            grpc.secure_channel(server, credentials, options) if credentials else grpc.insecure_channel(server, options)
-            for _ in range(connections)
-        ]
-        self._turns = cycle(self._channels)
+        credentials, seeds = credentials_of(credentials), seeds_of(server)
+
+        def make(target: str, options: ChannelOptions) -> grpc.Channel:
+            if credentials is None:
+                return grpc.insecure_channel(target, options)
+            return grpc.secure_channel(target, credentials, options)
+
+        self._channels: Followed | Turns
+        if seeds:
+            options = cluster_options(max_retries, connections, host_of(seeds[0]))
+            self._channels = Followed(make, options, connections, seeds, self._metadata)
+        else:
+            options = channel_options(max_retries, connections)
+            self._channels = Turns([make(server, options) for _ in range(connections)])
 
     def predict(
         self,
@@ -85,8 +104,15 @@ class Client:
 
     def predict_batch(self, requests: Iterable[v1.PredictRequest], *, timeout: float | None = None) -> list[Outcome]:
         """One outcome per request, in their order. `predict_request` makes one."""
-        reply = self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
-        return [outcome_of(outcome) for outcome in reply.outcomes]
+        if isinstance(self._channels, Turns):
+            reply = self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
+            return [outcome_of(outcome) for outcome in reply.outcomes]
+        requests = list(requests)
+        groups = grouped(requests)
+        messages = [v1.PredictBatchRequest(requests=[requests[at] for at in group]) for group in groups]
+        with ThreadPoolExecutor(max(1, min(len(messages), MAX_GROUPS))) as pool:
+            replies = list(pool.map(lambda message: self._call(calls.PREDICT_BATCH, message, timeout), messages))
+        return gathered(requests, groups, replies)
 
     def predict_stream(self, items: Iterable[Item], *, timeout: float | None = None) -> Iterator[tuple[str, Outcome]]:
         """(id, outcome) as they finish, for (id, request) as they come. Leaving the loop ends the call.
@@ -95,16 +121,17 @@ class Client:
         """
         failures: list[Exception] = []
         messages = stream_messages(items, self._max_message_bytes, failures)
-        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
-            messages, timeout=timeout, metadata=self._metadata
-        )
-        try:
-            for message in call:
-                yield message.id, outcome_of(message)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        with self._channels.use() as use:
+            call = use.channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
+                messages, timeout=timeout, metadata=self._metadata
+            )
+            try:
+                for message in call:
+                    yield message.id, outcome_of(message)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            finally:
+                call.cancel()
         if failures:
             raise failures[0]
 
@@ -136,15 +163,16 @@ class Client:
         files   of labelled texts, by split: "train", and if there are any "validation" and "test"
         Leaving the loop ends the training.
         """
-        call = self._channel.stream_stream(**calls.TRAIN.arguments())(
-            train_messages(plan, files), timeout=timeout, metadata=self._metadata
-        )
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        with self._channels.use() as use:
+            call = use.channel.stream_stream(**calls.TRAIN.arguments())(
+                train_messages(plan, files), timeout=timeout, metadata=self._metadata
+            )
+            try:
+                yield from call
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            finally:
+                call.cancel()
 
     def publish(
         self, folder: Path | str, name: str = "", *, percent: int | None = None, timeout: float | None = None
@@ -155,12 +183,13 @@ class Client:
         Raises Error where the server refuses them; then the name stays where it was.
         """
         messages = publish_messages(name or Path(folder).name, Path(folder), percent)
-        try:
-            reply: admin.PublishResponse = self._channel.stream_unary(**calls.PUBLISH.arguments())(
-                messages, timeout=timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        with self._channels.use() as use:
+            try:
+                reply: admin.PublishResponse = use.channel.stream_unary(**calls.PUBLISH.arguments())(
+                    messages, timeout=timeout, metadata=self._metadata
+                )
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
         return reply
 
     def unload(self, name: str, *, timeout: float | None = None) -> admin.UnloadResponse:
@@ -182,16 +211,16 @@ class Client:
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""
-        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(calls.HEALTH_CHECK)
-        try:
-            answer = check(calls.HEALTH_REQUEST, timeout=timeout, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        with self._channels.use() as use:
+            check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = use.channel.unary_unary(calls.HEALTH_CHECK)
+            try:
+                answer = check(calls.HEALTH_REQUEST, timeout=timeout, wait_for_ready=True)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
         calls.require_serving(answer)
 
     def close(self) -> None:
-        for channel in self._channels:
-            channel.close()
+        self._channels.close()
 
     def __enter__(self) -> Self:
         return self
@@ -201,18 +230,19 @@ class Client:
     ) -> None:
         self.close()
 
-    @property
-    def _channel(self) -> grpc.Channel:
-        """The one whose turn it is."""
-        return next(self._turns)
-
     def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
-        call: grpc.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(**rpc.arguments())
-        try:
-            return call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(request)))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        adapter = routed_adapter(request)
+        with self._channels.use(adapter) as use:
+            call: grpc.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
+            try:
+                reply = call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(adapter)))
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+                use.failed(error)
+                raise error from rpc_error
+            use.answered(reply)
+        return reply
 
 
 class AsyncClient:
@@ -230,15 +260,20 @@ class AsyncClient:
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._metadata = token_metadata(token)
-        credentials = credentials_of(credentials)
-        options = channel_options(max_retries, connections)
-        self._channels = [
-            grpc.aio.secure_channel(server, credentials, options)
-            if credentials
-            else grpc.aio.insecure_channel(server, options)
-            for _ in range(connections)
-        ]
-        self._turns = cycle(self._channels)
+        credentials, seeds = credentials_of(credentials), seeds_of(server)
+
+        def make(target: str, options: ChannelOptions) -> grpc.aio.Channel:
+            if credentials is None:
+                return grpc.aio.insecure_channel(target, options)
+            return grpc.aio.secure_channel(target, credentials, options)
+
+        self._channels: AsyncFollowed | AsyncTurns
+        if seeds:
+            options = cluster_options(max_retries, connections, host_of(seeds[0]))
+            self._channels = AsyncFollowed(make, options, connections, seeds, self._metadata)
+        else:
+            options = channel_options(max_retries, connections)
+            self._channels = AsyncTurns([make(server, options) for _ in range(connections)])
 
     async def predict(
         self,
@@ -254,8 +289,15 @@ class AsyncClient:
         self, requests: Iterable[v1.PredictRequest], *, timeout: float | None = None
     ) -> list[Outcome]:
         """One outcome per request, in their order. `predict_request` makes one."""
-        reply = await self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
-        return [outcome_of(outcome) for outcome in reply.outcomes]
+        if isinstance(self._channels, AsyncTurns):
+            reply = await self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
+            return [outcome_of(outcome) for outcome in reply.outcomes]
+        requests = list(requests)
+        groups = grouped(requests)
+        messages = [v1.PredictBatchRequest(requests=[requests[at] for at in group]) for group in groups]
+        async with asyncio.TaskGroup() as running:
+            tasks = [running.create_task(self._call(calls.PREDICT_BATCH, message, timeout)) for message in messages]
+        return gathered(requests, groups, [task.result() for task in tasks])
 
     async def predict_stream(
         self, items: Iterable[Item] | AsyncIterable[Item], *, timeout: float | None = None
@@ -267,16 +309,17 @@ class AsyncClient:
         """
         failures: list[Exception] = []
         messages = async_stream_messages(items, self._max_message_bytes, failures)
-        call = self._channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
-            messages, timeout=timeout, metadata=self._metadata
-        )
-        try:
-            async for message in call:
-                yield message.id, outcome_of(message)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        async with self._channels.use() as use:
+            call = use.channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
+                messages, timeout=timeout, metadata=self._metadata
+            )
+            try:
+                async for message in call:
+                    yield message.id, outcome_of(message)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            finally:
+                call.cancel()
         if failures:
             raise failures[0]
 
@@ -306,11 +349,12 @@ class AsyncClient:
     ) -> admin.PublishResponse:
         """See `Client.publish`. Files are read on the event loop, a megabyte at a time."""
         messages = publish_messages(name or Path(folder).name, Path(folder), percent)
-        try:
-            call = self._channel.stream_unary(**calls.PUBLISH.arguments())
-            reply: admin.PublishResponse = await call(messages, timeout=timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        async with self._channels.use() as use:
+            try:
+                call = use.channel.stream_unary(**calls.PUBLISH.arguments())
+                reply: admin.PublishResponse = await call(messages, timeout=timeout, metadata=self._metadata)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
         return reply
 
     async def unload(self, name: str, *, timeout: float | None = None) -> admin.UnloadResponse:
@@ -330,16 +374,16 @@ class AsyncClient:
 
     async def wait_ready(self, timeout: float = 60.0) -> None:
         """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""
-        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(calls.HEALTH_CHECK)
-        try:
-            answer = await check(calls.HEALTH_REQUEST, timeout=timeout, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        async with self._channels.use() as use:
+            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = use.channel.unary_unary(calls.HEALTH_CHECK)
+            try:
+                answer = await check(calls.HEALTH_REQUEST, timeout=timeout, wait_for_ready=True)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
         calls.require_serving(answer)
 
     async def close(self) -> None:
-        for channel in self._channels:
-            await channel.close()
+        await self._channels.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -349,15 +393,16 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    @property
-    def _channel(self) -> grpc.aio.Channel:
-        """The one whose turn it is."""
-        return next(self._turns)
-
     async def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
-        call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = self._channel.unary_unary(**rpc.arguments())
-        try:
-            return await call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(request)))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        adapter = routed_adapter(request)
+        async with self._channels.use(adapter) as use:
+            call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
+            try:
+                reply = await call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(adapter)))
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+                use.failed(error)
+                raise error from rpc_error
+            use.answered(reply)
+        return reply

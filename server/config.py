@@ -16,6 +16,7 @@ MIB = 1 << 20
 MAX_PORT = 65535
 MAX_FRONTENDS = 256
 MAX_MESSAGE_BYTES = (1 << 31) - 1  # what gRPC can be told
+DNS, FILE = "dns:", "file:"  # where replicas are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,10 @@ class ApiConfig:
     max_publish_bytes: int = 512 * MIB  # of one adapter's files; disk
     trace: str = ""  # collector that takes OTLP over gRPC, "http://127.0.0.1:4317"; needs the extra "trace"
     trace_share: float = 0.01  # of requests whose caller does not say whether it traces them; time, and the collector's
+    advertise: str = (
+        ""  # where callers reach this replica, "10.0.0.7" or "10.0.0.7:50051": replies carry it; "" nothing
+    )
+    replicas: str = ""  # where all replicas are listed: "dns:NAME:PORT", or "file:PATH", an address a line; "" is alone
     frontends: int = 0  # gRPC processes on the port, each with memory and a core of its own; 0: the engine's process
 
     def __post_init__(self) -> None:
@@ -144,12 +149,21 @@ class ApiConfig:
             raise InvalidInput("tls_certificate and tls_key come together; set both, or neither")
         if self.tls_client_ca and not self.tls_certificate:
             raise InvalidInput("tls_client_ca needs tls_certificate and tls_key")
+        self._check_replicas()
         far = next((name for name in ("host", "http_host") if not is_loopback(getattr(self, name))), None)
         if far and not (self.tenants or self.allow_anonymous):
             raise InvalidInput(
                 f"{far} {getattr(self, far)!r} is not loopback; without a tenants file anyone who reaches it may load,"
                 " replace and unload adapters. Declare tenants (--tenants), or ask for it in words: --allow-anonymous"
             )
+
+    def _check_replicas(self) -> None:
+        if self.advertise:
+            split_address(self.advertise)
+        if self.replicas.startswith(DNS) and not split_address(self.replicas.removeprefix(DNS))[1]:
+            raise InvalidInput(f"replicas {self.replicas!r} has no port; write {DNS}NAME:PORT")
+        if self.replicas and not self.replicas.startswith((DNS, FILE)):
+            raise InvalidInput(f"replicas {self.replicas!r} is neither {DNS}NAME:PORT nor {FILE}PATH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +180,16 @@ class ServerConfig:
                 f"publish_folder {folder!r} is not the first of cache.adapters; name it there first: of two adapters"
                 " with one name the first folder's counts"
             )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of "host:port", "[::1]:50051" or "host", whose port is 0. Raises InvalidInput."""
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        host, port = address, "0"
+    if not host or not port.isdecimal() or int(port) > MAX_PORT or (":" in host and not host.startswith("[")):
+        raise InvalidInput(f"{address[:128]!r} is not HOST or HOST:PORT; an IPv6 address stands in brackets")
+    return host, int(port)
 
 
 def is_loopback(host: str) -> bool:

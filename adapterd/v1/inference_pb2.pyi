@@ -95,16 +95,18 @@ class Parameters(_message.Message):
     def __init__(self, top_k: _Optional[int] = ..., threshold: _Optional[float] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., normalize: _Optional[bool] = ..., return_logits: _Optional[bool] = ..., return_tokens: _Optional[bool] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("adapter", "digest", "results", "timings")
+    __slots__ = ("adapter", "digest", "results", "timings", "replica")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     digest: str
     results: _containers.RepeatedCompositeFieldContainer[Result]
     timings: Timings
-    def __init__(self, adapter: _Optional[str] = ..., digest: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    replica: str
+    def __init__(self, adapter: _Optional[str] = ..., digest: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., replica: _Optional[str] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("classification", "multi_label", "regression", "token_classification", "question_answering", "embedding", "multiple_choice", "fill_mask", "dependencies", "logits", "tokens", "num_tokens", "is_truncated", "batch", "parallel", "adapter", "head")

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from adapterd.v1 import adapters_pb2, inference_pb2
+from adapterd.v1 import adapters_pb2, inference_pb2, replicas_pb2
 from server.api import oip
 from server.api.admin import AdaptersServicer
 from server.api.answering import Answering
@@ -22,17 +22,20 @@ from server.api.handlers import service_handler
 from server.api.health import HealthServicer
 from server.api.publish import Publisher
 from server.api.reflected import reflection_pool
+from server.api.replicas import ReplicasServicer
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
 from server.errors import InvalidInput
 from server.metrics import Metrics
 from server.oip.tensors import Limits
 from server.pipeline import Pipeline
+from server.replicas import Replicas
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
 ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["Adapters"]
+REPLICAS = replicas_pb2.DESCRIPTOR.services_by_name["Replicas"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
-SERVICES = (INFERENCE.full_name, ADAPTERS.full_name, oip.PUBLIC_NAME)
+SERVICES = (INFERENCE.full_name, ADAPTERS.full_name, REPLICAS.full_name, oip.PUBLIC_NAME)
 
 # Calls that gRPC has received and not handed over would end as CANCELLED; this long they are told UNAVAILABLE.
 LINGER_S = 0.1
@@ -71,6 +74,7 @@ class Listener:
         self._base = base
         self._metrics = metrics
         self._health = HealthServicer(SERVICES)
+        self._replicas = Replicas(config)
         self._certificates: Certificates | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -83,7 +87,8 @@ class Listener:
         """
         host, gate = self._config.host, self._gate
         server = grpc.aio.server(options=_options(self._config, shared))
-        inference = InferenceServicer(self._answering, self._config.max_requests_per_batch, gate.caller)
+        most = self._config.max_requests_per_batch
+        inference = InferenceServicer(self._answering, most, gate.caller, self._replicas)
         engine, folder = self._pipeline.engine, self._config.publish_folder
         info = self._pipeline.tokenizer.base
         protocol = oip.OipServicer(
@@ -105,6 +110,7 @@ class Listener:
         handlers = (
             service_handler(INFERENCE, inference, gate.caller),
             service_handler(ADAPTERS, AdaptersServicer(engine, self._base, publisher, gate.audit), gate.caller),
+            service_handler(REPLICAS, ReplicasServicer(self._replicas), gate.caller),
             service_handler(oip.SERVICE, protocol, gate.caller, name=oip.PUBLIC_NAME, open_methods=oip.OPEN_METHODS),
             oip.refusing(),
             # probes have no credentials
@@ -122,6 +128,7 @@ class Listener:
             raise InvalidInput(
                 f"{host}:{port} cannot be bound; choose another port, or see with adapterd doctor who has it"
             ) from error
+        await self._replicas.start(bound)
         await server.start()
         self._server = server
         self._health.set_serving(True)
@@ -152,6 +159,7 @@ class Listener:
         is_empty = await admission.drain(self._config.drain_timeout_s)
         await asyncio.sleep(LINGER_S)
         await self._server.stop(STOP_GRACE_S)
+        await self._replicas.stop()
         if self._certificates is not None:
             await self._certificates.stop()
         num_unanswered = 0 if is_empty else admission.num_in_flight

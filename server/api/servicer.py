@@ -13,6 +13,7 @@ from server.api.status import to_status
 from server.api.stream import answer_stream
 from server.core import Tenant
 from server.errors import AdapterdError, InvalidInput
+from server.replicas import Replicas
 from server.tracing import parent_of
 
 ROUTE = "x-adapter"  # what balancers route by
@@ -21,15 +22,18 @@ ROUTE = "x-adapter"  # what balancers route by
 class InferenceServicer:
     """The RPCs of `adapterd.v1.Inference`, named as in the proto."""
 
-    def __init__(self, answering: Answering, max_requests_per_batch: int, caller: Caller) -> None:
+    def __init__(
+        self, answering: Answering, max_requests_per_batch: int, caller: Caller, replicas: Replicas | None = None
+    ) -> None:
         self._answering = answering
+        self._replicas = replicas
         self._max_requests_per_batch = max_requests_per_batch
         self._caller = caller
 
     async def Predict(self, message: v1.PredictRequest, context: Context, tenant: Tenant) -> v1.PredictResponse:
         check_route(route_of(context, message.adapter), message.adapter)
         parent = parent_of(context.invocation_metadata())
-        return await self._answering.predict("Predict", message, deadline_of(context), tenant, parent)
+        return await self._predict("Predict", message, deadline_of(context), tenant, parent)
 
     async def PredictBatch(
         self, message: v1.PredictBatchRequest, context: Context, tenant: Tenant
@@ -72,9 +76,17 @@ class InferenceServicer:
     ) -> v1.Outcome:
         """One request among several: its failure is an answer."""
         try:
-            return v1.Outcome(response=await self._answering.predict(method, message, deadline, tenant, parent))
+            return v1.Outcome(response=await self._predict(method, message, deadline, tenant, parent))
         except AdapterdError as error:
             return v1.Outcome(error=to_status(error))
+
+    async def _predict(
+        self, method: str, message: v1.PredictRequest, deadline: float | None, tenant: Tenant, parent: str
+    ) -> v1.PredictResponse:
+        response = await self._answering.predict(method, message, deadline, tenant, parent)
+        if self._replicas is not None:
+            response.replica = self._replicas.own
+        return response
 
 
 def deadline_of(context: Context) -> float | None:

@@ -1,0 +1,126 @@
+"""Which replica a request goes to: the one that its adapter is warm on, or the next one where that has too much to do.
+
+gRPC's own ring hash does the first (gRFC A42, A76), by the header x-adapter. It knows no load, so the second is here:
+consistent hashing with bounded loads (Mirrokni et al., 2018), with the wait that replies tell of in place of counts,
+for one client does not know what others send. The next replica is the next on the ring: the same that answers if the
+first one dies.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterd.v1 import inference_pb2 as v1
+
+MAX_ADAPTERS = 65536  # that are remembered
+MAX_WAIT = 2.0  # batches: a replica that is merely busy has somebody wait for the one that computes, and for the next
+STEP = 0.02  # of an adapter's requests that go elsewhere, more or less after each reply
+MOST_SHARE = 0.5
+SMOOTHING = 0.2  # of what is known of a replica's wait, a new reply's weight
+FORGET_S = 5.0  # what a replica said so long ago says nothing
+
+POINTS = 128  # of each replica on the ring: with fewer some get twice what others get
+MIN_POINTS, MAX_POINTS = 1024, 1 << 20
+ROUTE = "x-adapter"  # the header that is hashed
+
+
+@dataclass(slots=True)
+class _Home:
+    """Where an adapter's requests go by themselves, and the share of them that does not."""
+
+    replica: str = ""
+    share: float = 0.0
+
+
+@dataclass(slots=True)
+class _Wait:
+    """In batches: the time in the queue over the time of the batch."""
+
+    batches: float
+    seen_at: float
+
+
+class Routing:
+    """What one client has learned. Not for several threads at a time."""
+
+    def __init__(self) -> None:
+        self._homes: OrderedDict[str, _Home] = OrderedDict()
+        self._waits: dict[str, _Wait] = {}
+
+    def avoided(self, adapter: str) -> str:
+        """The replica that the next request for `adapter` is to pass by; empty where the ring decides."""
+        home = self._homes.get(adapter)
+        if home is None or not home.share or random.random() >= home.share:
+            return ""
+        return home.replica
+
+    def answered(self, adapter: str, response: v1.PredictResponse, avoided: str) -> None:
+        """Learn from a reply to a request that passed `avoided` by."""
+        if not response.replica:
+            return
+        wait = self._note_wait(response)
+        home = self._home(adapter)
+        if avoided:
+            if wait >= self._wait(home.replica):
+                home.share = max(0.0, home.share - STEP)
+            return
+        if home.replica != response.replica:
+            home.replica, home.share = response.replica, 0.0
+        step = STEP if wait > MAX_WAIT else -STEP
+        home.share = min(MOST_SHARE, max(0.0, home.share + step))
+
+    def refused(self, adapter: str, avoided: str) -> None:
+        """Learn that a replica had no room for a request."""
+        home = self._homes.get(adapter)
+        if home is not None:
+            step = STEP if not avoided else -STEP
+            home.share = min(MOST_SHARE, max(0.0, home.share + step))
+
+    def _home(self, adapter: str) -> _Home:
+        home = self._homes.setdefault(adapter, _Home())
+        self._homes.move_to_end(adapter)
+        if len(self._homes) > MAX_ADAPTERS:
+            self._homes.popitem(last=False)
+        return home
+
+    def _note_wait(self, response: v1.PredictResponse) -> float:
+        timings, now = response.timings, time.monotonic()
+        compute_s = timings.compute.seconds + timings.compute.nanos / 1e9
+        queue_s = timings.queue.seconds + timings.queue.nanos / 1e9
+        batches = queue_s / compute_s if compute_s else 0.0
+        known = self._waits.get(response.replica)
+        if known is not None and now - known.seen_at < FORGET_S:
+            batches = known.batches + SMOOTHING * (batches - known.batches)
+        self._waits[response.replica] = _Wait(batches, now)
+        return batches
+
+    def _wait(self, replica: str) -> float:
+        known = self._waits.get(replica)
+        return known.batches if known is not None and time.monotonic() - known.seen_at < FORGET_S else 0.0
+
+
+def ring_options(num_replicas: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """gRPC's balancing for so many replicas: what the service config says, and the channel's options."""
+    points = min(MAX_POINTS, max(MIN_POINTS, POINTS * num_replicas))
+    ring = {"minRingSize": points, "maxRingSize": points, "requestHashHeader": ROUTE}
+    balancing = {"loadBalancingConfig": [{"ring_hash_experimental": ring}]}
+    return balancing, [("grpc.lb.ring_hash.ring_size_cap", points)]
+
+
+def target_of(addresses: Sequence[tuple[str, int]]) -> str:
+    """gRPC's name for a fixed list of IP addresses and ports, of one family: the first one's."""
+    version = ipaddress.ip_address(addresses[0][0]).version
+    same = [(host, port) for host, port in addresses if ipaddress.ip_address(host).version == version]
+    return f"ipv{version}:" + ",".join(f"[{host}]:{port}" if version == 6 else f"{host}:{port}" for host, port in same)
+
+
+def merged(service_config: str, balancing: dict[str, Any]) -> str:
+    """A service config that balances so too."""
+    return json.dumps({**json.loads(service_config), **balancing})

@@ -234,7 +234,7 @@ class Followed:
         seeds: Sequence[str],
         metadata: Metadata,
     ) -> None:
-        self.rings = Rings(make, grpc.Channel.close, options, connections)
+        self.rings = Rings(make, lambda channel: channel.close(), options, connections)
         self._seeds, self._metadata = seeds, metadata
         self._starting = threading.Lock()
         self._over = threading.Event()

@@ -17,17 +17,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from adapterd.v1 import inference_pb2 as v1
 
 MAX_ADAPTERS = 65536  # that are remembered
-MAX_WAIT = 2.0  # batches: a replica that is merely busy has somebody wait for the one that computes, and for the next
+MAX_WAIT_BATCHES = 2.0  # a replica that is merely busy has requests wait for the batch that computes, and the next
+MIN_WAIT_S = 0.05  # to pass a shorter wait by is not worth a load elsewhere
 STEP = 0.02  # of an adapter's requests that go elsewhere, more or less after each reply
 MOST_SHARE = 0.5
 SMOOTHING = 0.2  # of what is known of a replica's wait, a new reply's weight
 FORGET_S = 5.0  # what a replica said so long ago says nothing
 
-POINTS = 128  # of each replica on the ring: with fewer some get twice what others get
-MIN_POINTS, MAX_POINTS = 1024, 1 << 20
+POINTS = 256  # of each replica on the ring, however many there are: with a ring of one size all lose some to a new one
+MAX_POINTS = 1 << 20  # of all
 ROUTE = "x-adapter"  # the header that is hashed
 
 
@@ -41,9 +44,9 @@ class _Home:
 
 @dataclass(slots=True)
 class _Wait:
-    """In batches: the time in the queue over the time of the batch."""
+    """In the queue of a replica, of late."""
 
-    batches: float
+    seconds: float
     seen_at: float
 
 
@@ -65,15 +68,16 @@ class Routing:
         """Learn from a reply to a request that passed `avoided` by."""
         if not response.replica:
             return
-        wait = self._note_wait(response)
+        queue_s, compute_s = _seconds(response.timings.queue), _seconds(response.timings.compute)
+        wait_s = self._note_wait(response.replica, queue_s)
         home = self._home(adapter)
         if avoided:
-            if wait >= self._wait(home.replica):
+            if wait_s >= self._wait_s(home.replica):
                 home.share = max(0.0, home.share - STEP)
             return
         if home.replica != response.replica:
             home.replica, home.share = response.replica, 0.0
-        step = STEP if wait > MAX_WAIT else -STEP
+        step = STEP if wait_s > max(MAX_WAIT_BATCHES * compute_s, MIN_WAIT_S) else -STEP
         home.share = min(MOST_SHARE, max(0.0, home.share + step))
 
     def refused(self, adapter: str, avoided: str) -> None:
@@ -90,25 +94,26 @@ class Routing:
             self._homes.popitem(last=False)
         return home
 
-    def _note_wait(self, response: v1.PredictResponse) -> float:
-        timings, now = response.timings, time.monotonic()
-        compute_s = timings.compute.seconds + timings.compute.nanos / 1e9
-        queue_s = timings.queue.seconds + timings.queue.nanos / 1e9
-        batches = queue_s / compute_s if compute_s else 0.0
-        known = self._waits.get(response.replica)
+    def _note_wait(self, replica: str, queue_s: float) -> float:
+        """The wait there with one reply more."""
+        known, now = self._waits.get(replica), time.monotonic()
         if known is not None and now - known.seen_at < FORGET_S:
-            batches = known.batches + SMOOTHING * (batches - known.batches)
-        self._waits[response.replica] = _Wait(batches, now)
-        return batches
+            queue_s = known.seconds + SMOOTHING * (queue_s - known.seconds)
+        self._waits[replica] = _Wait(queue_s, now)
+        return queue_s
 
-    def _wait(self, replica: str) -> float:
+    def _wait_s(self, replica: str) -> float:
         known = self._waits.get(replica)
-        return known.batches if known is not None and time.monotonic() - known.seen_at < FORGET_S else 0.0
+        return known.seconds if known is not None and time.monotonic() - known.seen_at < FORGET_S else 0.0
+
+
+def _seconds(duration: Duration) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
 
 
 def ring_options(num_replicas: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """gRPC's balancing for so many replicas: what the service config says, and the channel's options."""
-    points = min(MAX_POINTS, max(MIN_POINTS, POINTS * num_replicas))
+    points = min(MAX_POINTS, POINTS * num_replicas)
     ring = {"minRingSize": points, "maxRingSize": points, "requestHashHeader": ROUTE}
     balancing = {"loadBalancingConfig": [{"ring_hash_experimental": ring}]}
     return balancing, [("grpc.lb.ring_hash.ring_size_cap", points)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,12 +13,15 @@ import grpc.aio
 
 from adapterd import calls
 from adapterd.v1 import inference_pb2 as v1
+from adapterd.v1 import replicas_pb2
 from server.api.answering import Answering
 from server.api.handlers import Context, service_handler
+from server.api.replicas import ReplicasServicer
 from server.api.servicer import InferenceServicer
 from server.config import ApiConfig
 from server.core import ANYONE, BatchInfo, Classification, LabelScore, Reply, Request, Result, Tenant, Timings
 from server.metrics import Metrics
+from server.replicas import Replicas
 
 Infer = Callable[[Request], Awaitable[Reply]]
 Note = Callable[[dict[str, str]], None]
@@ -53,7 +57,26 @@ async def serve_inference_port(infer: Infer, note: Note = lambda metadata: None)
 
 
 @asynccontextmanager
-async def serve_handlers(*handlers: grpc.GenericRpcHandler) -> AsyncIterator[int]:
+async def serve_replica(infer: Infer, listed: Path | None) -> AsyncIterator[int]:
+    """One of the replicas that a file lists; None for a server that is alone."""
+    more = {"advertise": "127.0.0.1", "replicas": f"file:{listed}", "reload_s": 0.05} if listed else {}
+    config = ApiConfig(max_inputs_per_request=4, max_requests_per_batch=8, **more)  # type: ignore[arg-type]
+    replicas = Replicas(config)
+    answering = Answering(FakePipeline(infer), config, Metrics())
+    servicer = InferenceServicer(answering, config.max_requests_per_batch, lambda context: ANYONE, replicas)
+    services = (
+        (v1.DESCRIPTOR.services_by_name["Inference"], servicer),
+        (replicas_pb2.DESCRIPTOR.services_by_name["Replicas"], ReplicasServicer(replicas)),
+    )
+    handlers = [service_handler(*each, lambda context: ANYONE) for each in services]
+    async with serve_handlers(*handlers, grace_s=1) as port:
+        await replicas.start(port)
+        yield port
+        await replicas.stop()
+
+
+@asynccontextmanager
+async def serve_handlers(*handlers: grpc.GenericRpcHandler, grace_s: float = 0) -> AsyncIterator[int]:
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(handlers)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -61,7 +84,7 @@ async def serve_handlers(*handlers: grpc.GenericRpcHandler) -> AsyncIterator[int
     try:
         yield port
     finally:
-        await server.stop(0)
+        await server.stop(grace_s)
 
 
 def make_reply(request: Request) -> Reply:

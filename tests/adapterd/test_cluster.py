@@ -1,0 +1,260 @@
+"""Both clients before real gRPC servers that know of each other, around pipelines that the test writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from wire import make_reply, serve_replica
+
+from adapterd import AsyncClient, Client, Error, cluster, predict_request
+from adapterd.calls import routed_adapter
+from adapterd.v1 import inference_pb2 as v1
+from server.core import Reply, Request
+from server.errors import Overloaded
+
+ADAPTERS = [f"adapter-{number}" for number in range(48)]
+Answer = Callable[[Request], Reply]
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "FOLLOW_S", 0.1)
+
+
+@dataclass
+class Replica:
+    """One server that stays until `stop`. `answer` may be replaced while it runs."""
+
+    address: str = ""
+    requests: list[str] = field(default_factory=list)
+    answer: Answer = make_reply
+    running: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def infer(self, request: Request) -> Reply:
+        self.requests.append(request.adapter)
+        return self.answer(request)
+
+    async def stop(self) -> None:
+        await self.running.aclose()
+
+
+class Cluster:
+    """Servers over one list, which tells of those that `listed` has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "replicas"
+        self.file.write_text("")
+        self.replicas: list[Replica] = []
+
+    async def add(self) -> Replica:
+        replica = Replica()
+        port = await replica.running.enter_async_context(serve_replica(replica.infer, self.file))
+        replica.address = f"127.0.0.1:{port}"
+        self.replicas.append(replica)
+        self.list(*self.replicas)
+        return replica
+
+    def list(self, *replicas: Replica) -> None:
+        aside = self.file.with_suffix(".new")
+        aside.write_text("\n".join(replica.address for replica in replicas))
+        aside.rename(self.file)
+
+    @property
+    def server(self) -> str:
+        return f"cluster:{self.replicas[0].address}"
+
+    def homes(self) -> dict[str, set[str]]:
+        """Which replicas saw requests for each adapter, since the last look."""
+        homes: dict[str, set[str]] = defaultdict(set)
+        for replica in self.replicas:
+            for adapter in replica.requests:
+                homes[adapter].add(replica.address)
+            replica.requests.clear()
+        return dict(homes)
+
+
+@pytest.fixture
+async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    for _ in range(3):
+        await cluster.add()
+    await asyncio.sleep(0.1)  # until each has read the list
+    yield cluster
+    for replica in cluster.replicas:
+        await replica.stop()
+
+
+class Both:
+    """The blocking client (each call in a thread) or the async one, behind one interface."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def __call__(self, method: str, *args: Any, **options: Any) -> Any:
+        if isinstance(self._client, Client):
+            return await asyncio.to_thread(getattr(self._client, method), *args, **options)
+        return await getattr(self._client, method)(*args, **options)
+
+
+KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
+
+@asynccontextmanager
+async def calling(kind: type[Client] | type[AsyncClient], server: str, **options: Any) -> AsyncIterator[Both]:
+    client = kind(server, **options)
+    try:
+        yield Both(client)
+    finally:
+        closed = client.close()
+        if closed is not None:
+            await closed
+
+
+async def ask_all(call: Both, adapters: list[str] = ADAPTERS, times: int = 3) -> None:
+    for _ in range(times):
+        await asyncio.gather(*(call("predict", adapter, "x") for adapter in adapters))
+
+
+@KINDS
+async def test_requests_of_an_adapter_stay_with_one_replica(kind: Any, three: Cluster) -> None:
+    async with calling(kind, three.server) as call:
+        await ask_all(call)
+        first = three.homes()
+        assert {len(homes) for homes in first.values()} == {1} and len(first) == len(ADAPTERS)
+        shares = Counter(next(iter(homes)) for homes in first.values())
+        assert len(shares) == 3 and min(shares.values()) >= 6, shares
+    async with calling(kind, f"cluster:{three.replicas[2].address}", connections=2) as call:  # another client agrees
+        await ask_all(call)
+        assert three.homes() == first
+
+
+@KINDS
+async def test_a_replica_that_dies_costs_no_call_and_moves_no_other_adapter(kind: Any, three: Cluster) -> None:
+    async with calling(kind, three.server) as call:
+        await ask_all(call)
+        before = three.homes()
+        dead = three.replicas[1]
+        await dead.stop()  # and is listed still
+        await ask_all(call)
+        after = three.homes()
+    for adapter, homes in before.items():
+        assert after[adapter] == homes if homes != {dead.address} else len(after[adapter]) == 1
+    assert dead.address not in set().union(*after.values())
+
+
+@KINDS
+async def test_the_list_is_followed(kind: Any, three: Cluster) -> None:
+    async with calling(kind, three.server) as call:
+        await ask_all(call)
+        before = three.homes()
+        new = await three.add()
+        await asyncio.sleep(0.5)
+        await ask_all(call)
+        after = three.homes()
+        moved = {adapter for adapter in ADAPTERS if after[adapter] != before[adapter]}
+        assert {next(iter(after[adapter])) for adapter in moved} == {new.address}
+        assert 0 < len(moved) < len(ADAPTERS) / 2
+        three.list(*three.replicas[1:])
+        await asyncio.sleep(0.5)
+        three.homes()
+        await ask_all(call)
+        assert three.replicas[0].requests == []
+
+
+@KINDS
+async def test_any_seed_that_lives_will_do(kind: Any, three: Cluster) -> None:
+    async with calling(kind, f"cluster:127.0.0.1:1,{three.replicas[1].address}") as call:
+        await ask_all(call, times=1)
+    assert len(set().union(*three.homes().values())) == 3
+
+
+@KINDS
+async def test_without_any_replica_the_error_says_so(kind: Any) -> None:
+    async with calling(kind, "cluster:127.0.0.1:1", max_retries=0) as call:
+        for _ in range(2):
+            with pytest.raises(Error) as caught:
+                await call("predict", "a", "x")
+            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+@KINDS
+async def test_a_server_that_is_alone_is_a_cluster_of_one(kind: Any, tmp_path: Path) -> None:
+    replica = Replica()
+    async with serve_replica(replica.infer, None) as port, calling(kind, f"cluster:127.0.0.1:{port}") as call:
+        assert (await call("predict", "a", "x")).results[0].classification.labels[0].label == "x"
+
+
+@pytest.mark.parametrize("server", ["cluster:", "cluster:host", "cluster:host:port", "cluster::50051"])
+def test_a_seed_without_a_port_is_refused(server: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        Client(server)
+
+
+@KINDS
+async def test_a_batch_is_divided_and_put_together_again(kind: Any, three: Cluster) -> None:
+    requests = [predict_request(ADAPTERS[number % 12], f"text {number}") for number in range(60)]
+    async with calling(kind, three.server) as call:
+        outcomes = await call("predict_batch", requests)
+    assert [one.results[0].classification.labels[0].label for one in outcomes] == [f"text {n}" for n in range(60)]
+    assert {len(homes) for homes in three.homes().values()} == {1}
+
+
+@KINDS
+async def test_a_busy_replica_hands_requests_to_the_next_one_until_it_is_calm(kind: Any, three: Cluster) -> None:
+    def waiting(batches: float) -> Answer:
+        return lambda request: replace(
+            make_reply(request), timings=replace(make_reply(request).timings, queue_s=batches * 0.04, compute_s=0.04)
+        )
+
+    async with calling(kind, three.server) as call:
+        await ask_all(call, ["hot"])
+        (home,) = three.homes()["hot"]
+        busy = next(replica for replica in three.replicas if replica.address == home)
+        busy.answer = waiting(10)
+        await ask_all(call, ["hot"], times=60)
+        three.homes()
+        await ask_all(call, ["hot", "cold"], times=200)
+        served = Counter({replica.address: replica.requests.count("hot") for replica in three.replicas})
+        assert served[home] >= 70 and sum(served[other] > 0 for other in served) == 2, served
+        assert 0.3 <= 1 - served[home] / 200 <= 0.6, served
+        busy.answer = waiting(0.5)
+        await ask_all(call, ["hot"], times=80)
+        three.homes()
+        await ask_all(call, ["hot"], times=20)
+        assert three.homes() == {"hot": {home}}
+
+
+@KINDS
+async def test_a_replica_that_refuses_is_helped_too(kind: Any, three: Cluster) -> None:
+    def refuse(request: Request) -> Reply:
+        raise Overloaded("no room", retry_after_s=0.01)
+
+    async with calling(kind, three.server, max_retries=0) as call:
+        await ask_all(call, ["hot"])
+        (home,) = three.homes()["hot"]
+        next(replica for replica in three.replicas if replica.address == home).answer = refuse
+        num_answered = 0
+        for _ in range(200):
+            try:
+                await call("predict", "hot", "x")
+                num_answered += 1
+            except Error as error:
+                assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert num_answered >= 50
+
+
+def test_what_the_ring_hashes_is_what_the_server_checks() -> None:
+    assert routed_adapter(predict_request("Stack(a, b)", "x")) == "Stack(a, b)"
+    assert routed_adapter(predict_request("näme", "x")) == ""
+    same = v1.PredictBatchRequest(requests=[predict_request("a", "x"), predict_request("a", "y")])
+    assert routed_adapter(same) == "a"
+    mixed = v1.PredictBatchRequest(requests=[predict_request("a", "x"), predict_request("b", "y")])
+    assert routed_adapter(mixed) == ""

@@ -1,6 +1,6 @@
 """A client's channels: to one server, or to all replicas of a cluster, whose list it follows.
 
-For each replica that some requests pass by there is a channel to all others; gRPC shares the connections among them.
+For replicas that some requests pass by there is a channel to all others; gRPC shares the connections among them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from adapterd.v1 import replicas_pb2
 SCHEME = "cluster:"
 FOLLOW_S = 1.0  # between looks at the list of replicas
 LOOK_TIMEOUT_S = 2.0
+MAX_RINGS = 64  # channels to all replicas, or to all but some
 
 C = TypeVar("C")  # a channel, of grpc or grpc.aio
 Options = list[tuple[str, Any]]
@@ -86,7 +88,7 @@ class _Ring(Generic[C]):
 class Use(Generic[C]):
     """A channel for one call, which is told what came of it."""
 
-    def __init__(self, channel: C, adapter: str, rings: Rings[C] | None = None, avoided: str = "") -> None:
+    def __init__(self, channel: C, adapter: str, rings: Rings[C] | None = None, avoided: tuple[str, ...] = ()) -> None:
         self.channel = channel
         self._adapter, self._rings, self._avoided = adapter, rings, avoided
 
@@ -146,7 +148,7 @@ class Rings(Generic[C]):
         self._lock = threading.Lock()
         self._routing = Routing()
         self._replicas: Mapping[str, Address] = {}
-        self._rings: dict[tuple[int, str], _Ring[C]] = {}
+        self._rings: OrderedDict[tuple[int, tuple[str, ...]], _Ring[C]] = OrderedDict()
 
     @property
     def is_known(self) -> bool:
@@ -164,17 +166,20 @@ class Rings(Generic[C]):
 
     def close(self) -> None:
         with self._lock:
-            rings, self._rings = list(self._rings.values()), {}
+            rings, self._rings = list(self._rings.values()), OrderedDict()
         self._close(rings)
 
     @contextmanager
     def use(self, adapter: str = "") -> Iterator[Use[C]]:
         """adapter   whose replica is to answer; without one, any"""
         with self._lock:
-            avoided = self._routing.avoided(adapter) if len(self._replicas) > 1 else ""
-            avoided = avoided if avoided in self._replicas else ""
+            avoided = self._routing.avoided(adapter)
+            if avoided and not (len(avoided) < len(self._replicas) and self._replicas.keys() >= set(avoided)):
+                avoided = ()
             ring = self._ring(next(self._turns), avoided)
             ring.num_calls += 1
+            unused = self._let_go()
+        self._close(unused)
         try:
             yield Use(ring.channel, adapter, self, avoided)
         finally:
@@ -197,12 +202,20 @@ class Rings(Generic[C]):
         with self._lock:
             note(self._routing)
 
-    def _ring(self, connection: int, avoided: str) -> _Ring[C]:
+    def _ring(self, connection: int, avoided: tuple[str, ...]) -> _Ring[C]:
         found = self._rings.get((connection, avoided))
         if found is None:
-            replicas = [address for name, address in self._replicas.items() if name != avoided]
+            replicas = [address for name, address in self._replicas.items() if name not in avoided]
             found = self._rings[connection, avoided] = _Ring(self._make(*self._over(replicas, connection)))
+        self._rings.move_to_end((connection, avoided))
         return found
+
+    def _let_go(self) -> list[_Ring[C]]:
+        """Take away what was not used for longest where there are many; give those that no call uses."""
+        gone = [self._rings.popitem(last=False)[1] for _ in range(len(self._rings) - MAX_RINGS)]
+        for ring in gone:
+            ring.is_retired = True
+        return [ring for ring in gone if not ring.num_calls]
 
     def _over(self, replicas: Collection[Address], connection: int) -> tuple[str, Options]:
         """Target and options of a channel."""
@@ -213,7 +226,7 @@ class Rings(Generic[C]):
 
     def _retired(self) -> list[_Ring[C]]:
         """Take all rings away; give those that no call uses."""
-        rings, self._rings = list(self._rings.values()), {}
+        rings, self._rings = list(self._rings.values()), OrderedDict()
         for ring in rings:
             ring.is_retired = True
         return [ring for ring in rings if not ring.num_calls]

@@ -3,18 +3,19 @@
 gRPC's own ring hash does the first (gRFC A42, A76), by the header x-adapter. It knows no load, so the second is here:
 consistent hashing with bounded loads (Mirrokni et al., 2018), with the wait that replies tell of in place of counts,
 for one client does not know what others send. The next replica is the next on the ring: the same that answers if the
-first one dies.
+first one dies. As long as the last one that helps waits less than the first, one more may be asked.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -22,10 +23,10 @@ from google.protobuf.duration_pb2 import Duration
 from adapterd.v1 import inference_pb2 as v1
 
 MAX_ADAPTERS = 65536  # that are remembered
+MAX_SPREAD = 8.0  # replicas for one adapter: each is a channel of its own
+STEP = 0.02  # of a replica more or less after each reply
 MAX_WAIT_BATCHES = 2.0  # a replica that is merely busy has requests wait for the batch that computes, and the next
 MIN_WAIT_S = 0.05  # to pass a shorter wait by is not worth a load elsewhere
-STEP = 0.02  # of an adapter's requests that go elsewhere, more or less after each reply
-MOST_SHARE = 0.5
 SMOOTHING = 0.2  # of what is known of a replica's wait, a new reply's weight
 FORGET_S = 5.0  # what a replica said so long ago says nothing
 
@@ -36,10 +37,16 @@ ROUTE = "x-adapter"  # the header that is hashed
 
 @dataclass(slots=True)
 class _Home:
-    """Where an adapter's requests go by themselves, and the share of them that does not."""
+    """Replicas of an adapter in the order of the ring, as far as replies told, and over how many its requests go.
 
-    replica: str = ""
-    share: float = 0.0
+    Of a spread of 1.5 every third request goes to the second one.
+    """
+
+    chain: list[str] = field(default_factory=list)
+    spread: float = 1.0
+
+    def move(self, step: float) -> None:
+        self.spread = min(MAX_SPREAD, max(1.0, self.spread + step))
 
 
 @dataclass(slots=True)
@@ -57,35 +64,34 @@ class Routing:
         self._homes: OrderedDict[str, _Home] = OrderedDict()
         self._waits: dict[str, _Wait] = {}
 
-    def avoided(self, adapter: str) -> str:
-        """The replica that the next request for `adapter` is to pass by; empty where the ring decides."""
+    def avoided(self, adapter: str) -> tuple[str, ...]:
+        """The replicas that the next request for `adapter` is to pass by; none where the ring decides alone."""
         home = self._homes.get(adapter)
-        if home is None or not home.share or random.random() >= home.share:
-            return ""
-        return home.replica
+        if home is None or home.spread == 1.0:
+            return ()
+        return tuple(home.chain[: int(random.random() * home.spread)])
 
-    def answered(self, adapter: str, response: v1.PredictResponse, avoided: str) -> None:
+    def answered(self, adapter: str, response: v1.PredictResponse, avoided: tuple[str, ...]) -> None:
         """Learn from a reply to a request that passed `avoided` by."""
         if not response.replica:
             return
-        queue_s, compute_s = _seconds(response.timings.queue), _seconds(response.timings.compute)
-        wait_s = self._note_wait(response.replica, queue_s)
-        home = self._home(adapter)
-        if avoided:
-            if wait_s >= self._wait_s(home.replica):
-                home.share = max(0.0, home.share - STEP)
-            return
-        if home.replica != response.replica:
-            home.replica, home.share = response.replica, 0.0
-        step = STEP if wait_s > max(MAX_WAIT_BATCHES * compute_s, MIN_WAIT_S) else -STEP
-        home.share = min(MOST_SHARE, max(0.0, home.share + step))
+        wait_s = self._note_wait(response.replica, _seconds(response.timings.queue))
+        home, place = self._home(adapter), len(avoided)
+        if tuple(home.chain[:place]) != avoided:
+            return  # what was known then is not so any more
+        if home.chain[place : place + 1] != [response.replica]:  # the ring goes on otherwise than before, or is new
+            home.chain[place:] = [response.replica]
+            home.spread = min(home.spread, place + 2.0)
+        is_last = place and place == math.ceil(home.spread) - 1
+        is_over = wait_s > max(MAX_WAIT_BATCHES * _seconds(response.timings.compute), MIN_WAIT_S)
+        is_of_use = not is_last or wait_s < self._wait_s(home.chain[0])
+        home.move(STEP if is_over and is_of_use else -STEP)
 
-    def refused(self, adapter: str, avoided: str) -> None:
+    def refused(self, adapter: str, avoided: tuple[str, ...]) -> None:
         """Learn that a replica had no room for a request."""
-        home = self._homes.get(adapter)
-        if home is not None:
-            step = STEP if not avoided else -STEP
-            home.share = min(MOST_SHARE, max(0.0, home.share + step))
+        if (home := self._homes.get(adapter)) is not None:
+            is_last = avoided and len(avoided) == math.ceil(home.spread) - 1
+            home.move(-STEP if is_last else STEP)
 
     def _home(self, adapter: str) -> _Home:
         home = self._homes.setdefault(adapter, _Home())

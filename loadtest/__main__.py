@@ -7,6 +7,7 @@ import typer
 from loadtest.verbs import (
     chaos,
     churn,
+    cluster,
     engine,
     fairness,
     fleet,
@@ -41,6 +42,7 @@ for verb in (
         soak,
         chaos,
         scrape,
+        cluster,
         frontends,
         peers,
         training,

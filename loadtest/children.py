@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import Request, urlopen
+
+NO_MORE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,15 @@ def serving(*arguments: str) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def served(*arguments: str) -> Iterator[Served]:
-    """See `serving`."""
-    command = [sys.executable, "-m", "server", "serve", *arguments, "--port", "0", "--http-port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+def served(*arguments: str, module: str = "server", environment: Mapping[str, str] = NO_MORE) -> Iterator[Served]:
+    """See `serving`.
+
+    module        that is run in place of the server itself
+    environment   variables beside this process's own
+    """
+    command = [sys.executable, "-m", module, "serve", *arguments, "--port", "0", "--http-port", "0"]
+    own = {**os.environ, **environment}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=own) as process:
         assert process.stderr is not None
         port, http_port = _ports(process.stderr)
         # The rest of the log goes by unread, or the server would wait for its reader.

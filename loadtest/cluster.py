@@ -1,0 +1,196 @@
+"""Several replicas on one machine: what a second and a fourth one add, what routing by adapter saves, a hot adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import numpy as np
+from rich.progress import Progress
+
+from adapterd import routing
+from loadtest.bench import machine
+from loadtest.figures import Figure, at_least, at_most
+from loadtest.fleet.popularity import zipf
+from loadtest.replicas import BATCH_SAMPLES, Answered, Replicas, closed_loop, replicas, shares
+
+COUNTS = (1, 2, 4)
+BATCH_S = (0.1, 0.05, 0.025, 0.0125)  # of the simulated device, from slow to faster than this machine can feed four of
+CALLERS = 4 * BATCH_SAMPLES  # for each replica: a batch computes, one waits, and there are more than enough
+LINEAR, EXPONENT = 0.95, 1.0
+HOT_CALLERS, OTHER_CALLERS = 5 * BATCH_SAMPLES, BATCH_SAMPLES
+HITS, MISSES = (f'adapterd_{what}_total{{tier="device"}}' for what in ("hits", "misses"))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """seconds   of each measurement, after as long a warm-up"""
+
+    seconds: float = 10.0
+    num_adapters: int = 400
+    batch_s: tuple[float, ...] = BATCH_S
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Replicas whose device takes `batch_s` for each batch.
+
+    device_per_s   that the devices could answer
+    linear         of the throughput of one replica, times their number
+    busiest        share of the answers that the busiest replica gave
+    """
+
+    batch_s: float
+    num_replicas: int
+    answered_per_s: float
+    device_per_s: float
+    linear: float
+    busiest: float
+    num_failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class HitRow:
+    """Of look-ups on the devices of the largest cluster."""
+
+    routing: str
+    hit_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class HotRow:
+    """One adapter that more ask for than a replica can answer, and others that few ask for."""
+
+    spill: str
+    hot_per_s: float
+    hot_p95_s: float
+    others_per_s: float
+    others_p95_s: float
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterReport:
+    """limit_per_s   that this machine answers in front of devices that take no time"""
+
+    machine: dict[str, str]
+    command: str
+    plan: Plan
+    limit_per_s: float
+    rows: list[Row]
+    hits: list[HitRow]
+    hot: list[HotRow]
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        below = [row for row in self.rows if row.num_replicas > 1 and row.device_per_s <= self.limit_per_s / 2]
+        without, spilling = self.hot
+        return (
+            at_least("least throughput / linear, below half the machine's limit", min(r.linear for r in below), LINEAR),
+            at_most("requests that failed", sum(row.num_failed for row in self.rows), 0),
+            at_least("hit rate by adapter / at random", self.hits[0].hit_rate / self.hits[1].hit_rate, 1.0),
+            at_least(
+                "hot adapter's throughput, with spill-over / without", spilling.hot_per_s / without.hot_per_s, 1.5
+            ),
+            at_most("others' p95, with spill-over / without", spilling.others_p95_s / without.others_p95_s, 1.0),
+        )
+
+
+def run(plan: Plan, command: str) -> ClusterReport:
+    with replicas(max(COUNTS), plan.num_adapters) as cluster, Progress() as bar:
+        total = len(COUNTS) * len(plan.batch_s) + 1 + 2 + 2
+        task = bar.add_task("replicas", total=total)
+        return asyncio.run(_measure(cluster, plan, command, lambda: bar.advance(task)))
+
+
+async def _measure(cluster: Replicas, plan: Plan, command: str, advance: Callable[[], None]) -> ClusterReport:
+    limit = await _throughput(cluster, plan, 0.0, max(COUNTS))
+    advance()
+    rows: list[Row] = []
+    for batch_s in plan.batch_s:
+        single = 0.0
+        for number in COUNTS:
+            answered = await _throughput(cluster, plan, batch_s, number)
+            rate = answered.rate(plan.seconds)
+            single = single or rate
+            rows.append(
+                Row(
+                    batch_s=batch_s,
+                    num_replicas=number,
+                    answered_per_s=rate,
+                    device_per_s=number * BATCH_SAMPLES / batch_s,
+                    linear=rate / (number * single),
+                    busiest=max(shares(answered).values()),
+                    num_failed=len(answered.failures),
+                )
+            )
+            advance()
+    hits, hot = [], []
+    for is_routed in (True, False):
+        hits.append(await _hits(cluster, plan, is_routed))
+        advance()
+    for spills in (False, True):
+        hot.append(await _hot(cluster, plan, spills))
+        advance()
+    return ClusterReport(machine("cpu", "float32"), command, plan, limit.rate(plan.seconds), rows, hits, hot)
+
+
+async def _throughput(cluster: Replicas, plan: Plan, batch_s: float, number: int) -> Answered:
+    cluster.set_batch_s(batch_s)
+    await cluster.use(number)
+    draw = _uniform(cluster.names)
+    async with cluster.client() as client:
+        return await closed_loop(lambda name: client, draw, CALLERS * number, plan.seconds, plan.seconds)
+
+
+async def _hits(cluster: Replicas, plan: Plan, is_routed: bool) -> HitRow:
+    """In both cases after a warm-up in which the devices fill."""
+    number = max(COUNTS)
+    cluster.set_batch_s(plan.batch_s[-1])
+    await cluster.use(number)
+    draw = _zipf(cluster.names)
+    async with cluster.client() as client, cluster.at_random(number) as random_one:
+        chosen = (lambda name: client) if is_routed else random_one
+        await closed_loop(chosen, draw, CALLERS, plan.seconds, 0.0)
+        before = await asyncio.to_thread(lambda: (cluster.counted(HITS), cluster.counted(MISSES)))
+        await closed_loop(chosen, draw, CALLERS, plan.seconds, 0.0)
+        after = await asyncio.to_thread(lambda: (cluster.counted(HITS), cluster.counted(MISSES)))
+    hits, misses = after[0] - before[0], after[1] - before[1]
+    return HitRow("by adapter" if is_routed else "at random", hits / (hits + misses))
+
+
+async def _hot(cluster: Replicas, plan: Plan, spills: bool) -> HotRow:
+    cluster.set_batch_s(plan.batch_s[0])
+    await cluster.use(max(COUNTS))
+    hot, others = cluster.names[0], cluster.names[1:]
+    draw_other = _uniform(others)
+
+    def draw(number: int) -> str:
+        return hot if number < HOT_CALLERS else draw_other(number)
+
+    with patch.object(routing, "MAX_SPREAD", routing.MAX_SPREAD if spills else 1.0):
+        async with cluster.client() as client:
+            callers = HOT_CALLERS + OTHER_CALLERS
+            answered = await closed_loop(lambda name: client, draw, callers, plan.seconds, plan.seconds)
+    pairs = list(zip(answered.adapter, answered.replica, strict=True))
+    mine, theirs = answered.of(hot), answered.of(hot, others=True)
+    return HotRow(
+        spill="on" if spills else "off",
+        hot_per_s=len(mine) / plan.seconds,
+        hot_p95_s=float(np.quantile(mine, 0.95)),
+        others_per_s=len(theirs) / plan.seconds,
+        others_p95_s=float(np.quantile(theirs, 0.95)),
+        replicas=len({replica for name, replica in pairs if name == hot}),
+    )
+
+
+def _uniform(names: Sequence[str]) -> Callable[[int], str]:
+    rng = np.random.default_rng(1)
+    return lambda number: names[int(rng.integers(len(names)))]
+
+
+def _zipf(names: Sequence[str]) -> Callable[[int], str]:
+    drawn = iter(zipf(len(names), 1_000_000, np.random.default_rng(2), EXPONENT))
+    return lambda number: names[int(next(drawn))]

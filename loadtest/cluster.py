@@ -30,6 +30,7 @@ class Plan:
 
     seconds: float = 10.0
     num_adapters: int = 400
+    counts: tuple[int, ...] = COUNTS
     batch_s: tuple[float, ...] = BATCH_S
 
 
@@ -99,19 +100,19 @@ class ClusterReport:
 
 
 def run(plan: Plan, command: str) -> ClusterReport:
-    with replicas(max(COUNTS), plan.num_adapters) as cluster, Progress() as bar:
-        total = len(COUNTS) * len(plan.batch_s) + 1 + 2 + 2
+    with replicas(max(plan.counts), plan.num_adapters) as cluster, Progress() as bar:
+        total = len(plan.counts) * len(plan.batch_s) + 1 + 2 + 2
         task = bar.add_task("replicas", total=total)
         return asyncio.run(_measure(cluster, plan, command, lambda: bar.advance(task)))
 
 
 async def _measure(cluster: Replicas, plan: Plan, command: str, advance: Callable[[], None]) -> ClusterReport:
-    limit = await _throughput(cluster, plan, 0.0, max(COUNTS))
+    limit = await _throughput(cluster, plan, 0.0, max(plan.counts))
     advance()
     rows: list[Row] = []
     for batch_s in plan.batch_s:
         single = 0.0
-        for number in COUNTS:
+        for number in plan.counts:
             answered = await _throughput(cluster, plan, batch_s, number)
             rate = answered.rate(plan.seconds)
             single = single or rate
@@ -147,7 +148,7 @@ async def _throughput(cluster: Replicas, plan: Plan, batch_s: float, number: int
 
 async def _hits(cluster: Replicas, plan: Plan, is_routed: bool) -> HitRow:
     """In both cases after a warm-up in which the devices fill."""
-    number = max(COUNTS)
+    number = max(plan.counts)
     cluster.set_batch_s(plan.batch_s[-1])
     await cluster.use(number)
     draw = _zipf(cluster.names)
@@ -163,7 +164,7 @@ async def _hits(cluster: Replicas, plan: Plan, is_routed: bool) -> HitRow:
 
 async def _hot(cluster: Replicas, plan: Plan, spills: bool) -> HotRow:
     cluster.set_batch_s(plan.batch_s[0])
-    await cluster.use(max(COUNTS))
+    await cluster.use(max(plan.counts))
     hot, others = cluster.names[0], cluster.names[1:]
     draw_other = _uniform(others)
 

@@ -92,5 +92,7 @@ def _throughput(axis: Axes, report: ClusterReport) -> None:
         axis.plot(counts, [row.answered_per_s for row in rows], marker="o", color=color, label=f"{batch_s * 1000:g} ms")
         axis.plot(counts, [rows[0].answered_per_s * count for count in counts], color=color, lw=0.8, ls="--")
     axis.axhline(report.limit_per_s, color="gray", lw=1, ls=":")
-    axis.set(xlabel="replicas", ylabel="answered/s", ylim=(0, 1.3 * report.limit_per_s), xticks=list(COUNTS))
+    axis.set(
+        xlabel="replicas", ylabel="answered/s", ylim=(0, 1.3 * report.limit_per_s), xticks=list(report.plan.counts)
+    )
     axis.legend(title="a batch takes", frameon=False)

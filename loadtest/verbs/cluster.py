@@ -25,7 +25,7 @@ def run(
     from loadtest.cluster_report import print_report, write_report
 
     batch_s = tuple(milliseconds / 1000 for milliseconds in batch_ms) if batch_ms else BATCH_S
-    report = measure(Plan(seconds, adapters, batch_s), shlex.join(["python", "-m", "loadtest", *sys.argv[1:]]))
+    report = measure(Plan(seconds, adapters, batch_s=batch_s), shlex.join(["python", "-m", "loadtest", *sys.argv[1:]]))
     print_report(report)
     if output:
         write_report(output, report)

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+import xxhash
 from wire import make_reply, serve_replica
 
 from adapterd import AsyncClient, Client, Error, cluster, predict_request
 from adapterd.calls import routed_adapter
+from adapterd.routing import POINTS
 from adapterd.v1 import inference_pb2 as v1
+from loadtest.scale import Ring
 from server.core import Reply, Request, Timings
 from server.errors import Overloaded
 
@@ -224,7 +228,7 @@ async def test_a_busy_replica_hands_requests_to_the_next_one_until_it_is_calm(ki
         three.homes()
         await ask_all(call, ["hot", "cold"], times=200)
         served = Counter({replica.address: replica.requests.count("hot") for replica in three.replicas})
-        assert 60 <= served[home] <= 140 and sum(served[other] > 0 for other in served) == 2, served
+        assert 60 <= served[home] <= 140 and min(served.values()) <= 10, served
         busy.answer = waiting(0.5)
         await ask_all(call, ["hot"], times=100)
         three.homes()
@@ -262,6 +266,15 @@ async def test_a_replica_that_refuses_is_helped_too(kind: Any, three: Cluster) -
             except Error as error:
                 assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert num_answered >= 50
+
+
+async def test_the_ring_of_the_simulation_is_that_of_grpc(three: Cluster) -> None:
+    addresses = [replica.address for replica in three.replicas]
+    ring = Ring(addresses, POINTS)
+    async with calling(AsyncClient, three.server) as call:
+        await ask_all(call, times=1)
+    homes = ring.homes(np.array([xxhash.xxh64_intdigest(name.encode()) for name in ADAPTERS], np.uint64))
+    assert {name: {addresses[home]} for name, home in zip(ADAPTERS, homes, strict=True)} == three.homes()
 
 
 def test_what_the_ring_hashes_is_what_the_server_checks() -> None:

@@ -126,9 +126,7 @@ class ApiConfig:
     max_publish_bytes: int = 512 * MIB  # of one adapter's files; disk
     trace: str = ""  # collector that takes OTLP over gRPC, "http://127.0.0.1:4317"; needs the extra "trace"
     trace_share: float = 0.01  # of requests whose caller does not say whether it traces them; time, and the collector's
-    advertise: str = (
-        ""  # where callers reach this replica, "10.0.0.7" or "10.0.0.7:50051": replies carry it; "" nothing
-    )
+    advertise: str = ""  # HOST or HOST:PORT where callers reach this replica; replies carry it
     replicas: str = ""  # where all replicas are listed: "dns:NAME:PORT", or "file:PATH", an address a line; "" is alone
     frontends: int = 0  # gRPC processes on the port, each with memory and a core of its own; 0: the engine's process
 

@@ -47,16 +47,20 @@ class Replicas:
     async def _look(self) -> None:
         place = self._api.replicas
         try:
-            if place.startswith(FILE):
-                found = await asyncio.to_thread(_listed, Path(place.removeprefix(FILE)))
-            else:
-                found = await _resolved(*split_address(place.removeprefix(DNS)))
+            found = await look(place)
         except (OSError, ValueError) as error:
             log.warning("replicas of %s are as they were: %s", place, error)
             return
         if found != self.addresses:
             log.info("replicas: %s", " ".join(found) or "none")
         self.addresses = found
+
+
+async def look(place: str) -> tuple[str, ...]:
+    """host:port of all that a place lists, sorted. Raises OSError, ValueError."""
+    if place.startswith(FILE):
+        return await asyncio.to_thread(_listed, Path(place.removeprefix(FILE)))
+    return await _resolved(*split_address(place.removeprefix(DNS)))
 
 
 def _listed(path: Path) -> tuple[str, ...]:

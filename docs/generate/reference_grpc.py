@@ -9,7 +9,7 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 from grpc_tools import protoc
 from reference_text import ROOT, page, paragraphs, table
 
-PROTOS = ("v1/inference", "v1/adapters", "v1/training", "oip/v2/inference")
+PROTOS = ("v1/inference", "v1/adapters", "v1/replicas", "v1/training", "oip/v2/inference")
 FIELD = FieldDescriptorProto
 SCALARS = {
     FIELD.TYPE_STRING: "string",

@@ -10,6 +10,7 @@ from server.doctor import environment
 from server.doctor.certificates import tls, tls_client_ca, tls_key
 from server.doctor.credentials import tenants
 from server.doctor.finding import Finding, State, problem
+from server.doctor.replicas import replicas
 
 if TYPE_CHECKING:
     from server.model.outline import Outline
@@ -43,6 +44,8 @@ def examine(config: ServerConfig, *, server: str = "", token: str | None = None)
         yield from _guarded("tls_key", tls_key, api)
     if api.tls_client_ca:
         yield from _guarded("tls_client_ca", tls_client_ca, api)
+    if api.replicas:
+        yield from _guarded("replicas", replicas, api)
     yield from _guarded("listening", _network, config, server, token)
 
 

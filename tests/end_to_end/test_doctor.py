@@ -162,6 +162,18 @@ def test_a_registry_that_is_not_there(healthy: dict[str, str], tmp_path: Path) -
     assert place in message and "--registry (cache.registries)" in remedy
 
 
+def test_replicas_that_are_listed_nowhere_and_one_that_is_not_told_its_address(
+    healthy: dict[str, str], tmp_path: Path
+) -> None:
+    listed = tmp_path / "replicas"
+    message, remedy = only_problem(healthy | {"--set": f"api.replicas=file:{listed}"}, "replicas")
+    assert str(listed) in message and "HOST:PORT" in remedy
+    listed.write_text("a:1\nb:2\n")
+    exit_code, found = doctor(healthy | {"--set": f"api.replicas=file:{listed}"})
+    assert exit_code == 0 and found["replicas"]["state"] == "warning"
+    assert "lists 2" in found["replicas"]["message"] and "api.advertise" in found["replicas"]["remedy"]
+
+
 async def test_a_server_that_runs_is_looked_at_in_place_of_the_ports(app: App, healthy: dict[str, str]) -> None:
     options = healthy | {"--port": str(app.grpc_port), "--server": f"127.0.0.1:{app.grpc_port}"}
     exit_code, found = await asyncio.to_thread(doctor, options)

@@ -121,7 +121,8 @@ def ring_options(num_replicas: int) -> tuple[dict[str, Any], list[tuple[str, Any
     """gRPC's balancing for so many replicas: what the service config says, and the channel's options."""
     points = min(MAX_POINTS, POINTS * num_replicas)
     ring = {"minRingSize": points, "maxRingSize": points, "requestHashHeader": ROUTE}
-    balancing = {"loadBalancingConfig": [{"ring_hash_experimental": ring}]}
+    # a replica that drains, or whose device failed, says so to those who watch its health: the next one is asked
+    balancing = {"loadBalancingConfig": [{"ring_hash_experimental": ring}], "healthCheckConfig": {"serviceName": ""}}
     return balancing, [("grpc.lb.ring_hash.ring_size_cap", points)]
 
 

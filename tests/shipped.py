@@ -16,6 +16,7 @@ from server.metrics import Metrics
 ROOT = Path(__file__).parents[1]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
+ADAPTER = ROOT / "deploy" / "kubernetes" / "overlays" / "cluster" / "prometheus-adapter-values.yaml"
 OPERATIONS = ROOT / "docs" / "operations.md"
 TOKEN_FILE = "/etc/prometheus/adapterd-token"
 CLAUSE = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
@@ -101,6 +102,13 @@ def variables() -> dict[str, str]:
     """The queries that fill them, by name."""
     listed = [variable for dashboard in dashboards().values() for variable in dashboard["templating"]["list"]]
     return {variable["name"]: variable["query"] for variable in listed if variable["type"] == "query"}
+
+
+def autoscaled(group: str, matchers: str) -> Iterator[Expression]:
+    """Of every metric that the autoscaler reads, with what prometheus-adapter puts into its templates."""
+    for rule in yaml.safe_load(ADAPTER.read_text())["rules"]["custom"]:
+        text = rule["metricsQuery"].replace("<<.GroupBy>>", group).replace("<<.LabelMatchers>>", matchers)
+        yield Expression(f"{ADAPTER.name}: {rule['name']['as']}", text)
 
 
 def exported() -> set[str]:

@@ -32,27 +32,29 @@ from server.config import ServerConfig
 from server.tenants import read_tenants
 
 KUBERNETES = DEPLOY / "kubernetes"
-BASE, GPU = KUBERNETES / "base", KUBERNETES / "overlays/gpu"
+BASE, GPU, CLUSTER = KUBERNETES / "base", KUBERNETES / "overlays/gpu", KUBERNETES / "overlays/cluster"
 VERSIONS = ("1.30", "1.37")  # the oldest that the documents name, and a new one
 TOML = BASE / "adapterd.toml"
 LABELS = {"app.kubernetes.io/name": "adapterd"}
 
 
 def merged(value: Any, patch: Any) -> Any:
-    """A strategic merge, as far as the overlay needs one: lists of named things go by name."""
+    """A strategic merge, as far as the overlays need one: lists of named things go by name, null takes away."""
     if isinstance(value, dict) and isinstance(patch, dict):
-        return value | {key: merged(value.get(key), part) for key, part in patch.items()}
+        both = value | {key: merged(value.get(key), part) for key, part in patch.items()}
+        return {key: part for key, part in both.items() if part is not None}
     if isinstance(value, list) and all(isinstance(part, dict) and "name" in part for part in patch):
         named = {part["name"]: part for part in value}
-        return list(merged(named, {part["name"]: part for part in patch}).values())
+        both = merged(named, {part["name"]: part for part in patch})
+        return sorted(both.values(), key=lambda part: part["name"] in named)  # what is new comes first
     return copy.deepcopy(patch)
 
 
 def manifests(folder: Path) -> list[Any]:
-    """What kustomize makes of a folder; the name of the ConfigMap has no hash."""
+    """What kustomize makes of a folder; names of ConfigMaps have no hash."""
     kustomization = read(folder / "kustomization.yaml")
     found: list[Any] = []
-    for resource in kustomization["resources"]:
+    for resource in kustomization.get("resources", []):
         path = (folder / resource).resolve()
         found += manifests(path) if path.is_dir() else read_all(path)
     for item in found:
@@ -78,7 +80,7 @@ def pod_of(workload: Any) -> Any:
     return workload["spec"]["template"]["spec"]
 
 
-FOLDERS = {"cpu": BASE, "gpu": GPU}
+FOLDERS = {"cpu": BASE, "gpu": GPU, "cluster": CLUSTER}
 MANIFESTS = {name: manifests(folder) for name, folder in FOLDERS.items()}
 
 
@@ -93,7 +95,8 @@ def container_of(variant: str) -> Any:
 
 
 def config(variant: str, monkeypatch: pytest.MonkeyPatch) -> ServerConfig:
-    return config_of(container_of(variant)["args"], monkeypatch, {CONFIG: TOML})
+    arguments = [word.replace("$(POD_IP)", "10.0.0.7") for word in container_of(variant)["args"]]
+    return config_of(arguments, monkeypatch, {CONFIG: TOML})
 
 
 ALL = [(variant, item) for variant, items in MANIFESTS.items() for item in items]
@@ -114,15 +117,15 @@ def test_the_schemas_refuse_a_misspelt_key(place: str, key: str) -> None:
         kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
 
 
-@pytest.mark.parametrize(("variant", "folder"), [("cpu", KUBERNETES), ("gpu", GPU)])
+@pytest.mark.parametrize(("variant", "folder"), [("cpu", KUBERNETES), ("gpu", GPU), ("cluster", CLUSTER)])
 def test_kubectl_makes_the_same_of_the_folders(variant: str, folder: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    hashed = re.search(r"adapterd-[a-z0-9]{10}$", done.stdout, re.M)
-    assert hashed, "a change of the settings would be no rollout"
-    built = yaml.safe_load_all(done.stdout.replace(hashed[0], "adapterd"))
+    plain, num_hashed = re.subn(r"(adapterd(?:-envoy)?)-[a-z0-9]{10}$", r"\1", done.stdout, flags=re.M)
+    assert num_hashed, "a change of the settings would be no rollout"
+    built = yaml.safe_load_all(plain)
     assert keyed(built) == keyed(MANIFESTS[variant])
 
 
@@ -137,7 +140,8 @@ def test_pods_are_of_the_restricted_profile(variant: str) -> None:
     assert context["runAsNonRoot"] is True and context["runAsUser"] == context["fsGroup"] == 10001
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & pod.keys()
-    assert all(volume.keys() - {"name"} <= {"configMap", "secret", "emptyDir"} for volume in pod["volumes"])
+    kinds = {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}
+    assert all(volume.keys() - {"name"} <= kinds for volume in pod["volumes"])
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,

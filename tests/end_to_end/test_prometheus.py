@@ -27,7 +27,7 @@ import grpc.aio
 import pytest
 from components import component
 from make_adapters import random_checkpoint
-from shipped import OPERATIONS, Rule, configuration, family, queries, rules, variables
+from shipped import OPERATIONS, Rule, autoscaled, configuration, family, queries, rules, variables
 
 from adapterd import AsyncClient, Error, calls, predict_request
 from adapterd.v1 import inference_pb2 as v1
@@ -274,6 +274,13 @@ def test_every_panel_has_data(prometheus: Prometheus) -> None:
     asked = list(queries())
     assert len(asked) > 60
     assert _without_data(prometheus, {f"{query.where}: {query.text}": query.text for query in asked}) == {}
+
+
+def test_the_autoscaler_has_a_number_for_each_server(prometheus: Prometheus) -> None:
+    asked = list(autoscaled("instance", 'job="adapterd"'))
+    assert len(asked) == 2
+    assert _without_data(prometheus, {query.where: f"{query.text} > 0" for query in asked}) == {}
+    assert all(len(prometheus.ask(query.text)) == 1 for query in asked)
 
 
 def test_every_recorded_series_has_data(prometheus: Prometheus) -> None:

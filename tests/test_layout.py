@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server.threads",
         "server.ledger",
         "server.recent",
+        "server.replicas",
         "server.watched",
     ),
     ("server.totals", "server.tracing", "server.tenants", "server.audit", "server.restart"),

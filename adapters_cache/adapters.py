@@ -10,9 +10,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,13 @@ from adapters_cache.index import Index, restore
 from adapters_cache.loader import Loader
 from adapters_cache.origin import Listed, Listing, Origin
 from adapters_cache.pins import check_pin, check_tenant_pin
+from adapters_cache.pointing import Pointing
 from adapters_cache.prefetch import Prefetcher
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from adapters_cache.sources import FolderSource, Source
 from adapters_cache.statuses import Page, Statuses, card_of
-from adapters_cache.versions import History, Versions
+from adapters_cache.versions import Versions
 from adapters_cache.watch import News, Watch
 from server.config import CacheConfig
 from server.core import BASE, Adapter, AdapterStatus, BaseInfo, Tier, Wanted
@@ -43,7 +43,6 @@ from server.errors import (
     AdapterNotFound,
     AdapterRefused,
     InvalidInput,
-    Overloaded,
     Unavailable,
 )
 from server.metrics import Metrics
@@ -85,7 +84,9 @@ class Adapters:
         self._residency = residency
         self._metrics = metrics
         self._registry = Registry()
-        self._host = HostTier(config.host_bytes, metrics, self._on_host_gone, config.reserve, tenants)
+        self._host = HostTier(
+            config.host_bytes, metrics, lambda digest: self._pointing.on_host_gone(digest), config.reserve, tenants
+        )
         self._disk: DiskTier | None = None
         self._index: Index | None = None
         if config.disk_path:
@@ -111,13 +112,14 @@ class Adapters:
             weights=weights,
             pin_memory=pin_memory,
         )
+        self._pointing = Pointing(
+            self._registry, self._host, self._disk, residency, self._index, metrics, self._tenants, config
+        )
         self._statuses = Statuses(self._registry, self._disk, self._host, residency)
         self._prefetcher = Prefetcher(self._bring, max(1, config.max_concurrent_loads // 2))
         self._flights: dict[tuple[str, str], Flight] = {}  # the newest of each name and version, and of each Load
         self._all_flights: set[Flight] = set()
-        self._unloading: Counter[str] = Counter()  # digests whose device bytes an unload is going to count
         self._loads: Counter[str] = Counter()  # calls of Load under way, by name
-        self._history = History()
         self._rows: dict[str, Mapping[str, Any]] = {}  # of the index, that no origin has shown again so far
         self.on_change: Callable[[], Awaitable[None]] = _nothing  # folders hold other compositions than before
         self._watch = Watch(self._origin, self.refresh, config.watch_s)
@@ -143,7 +145,7 @@ class Adapters:
                     self._register(name, listed)
         self._forget_rows({place for place, listing in listings.items() if listing is None})
         if self._disk is not None:
-            self._disk.keep(self._history.answering)
+            self._disk.keep(self._pointing.history.answering)
         self._watch.start({place: listing or Listing() for place, listing in listings.items()})
         if self._config.idle_ttl_s:
             self._expiry = asyncio.create_task(self._expire(self._config.idle_ttl_s))
@@ -166,8 +168,8 @@ class Adapters:
         record, row = self._registry.register(name, listed.source), self._rows.pop(name, None)
         if row is not None:
             self._registry.point(record, *restore(record, row, listed.stamp))
-            self._update_pins(record.digests)
-            self._note_versions(record)
+            self._pointing.update_pins(record.digests)
+            self._pointing.note_versions(record)
 
     def _restore_unseen(self, place: str) -> None:
         """What the index knows of a registry that does not answer now: what is on disk is served."""
@@ -248,7 +250,7 @@ class Adapters:
             log.warning("%s; the other versions answer for it", error.message)
         if share in record.shares:
             shares = {digest: percent for digest, percent in record.shares.items() if digest != share}
-            self._point(record, Versions(record.digest, shares, record.history))
+            self._pointing.point(record, Versions(record.digest, shares, record.history))
         return await self.ready(record.name, key)
 
     def prefetch(self, names: Sequence[str]) -> int:
@@ -333,10 +335,10 @@ class Adapters:
             self._metrics.load_done(Tier.HOST, time.monotonic() - started, outcome)
         try:
             assert lease.adapter is not None
-            if flight.digest and flight.digest not in self._history.known:
-                self._discard(flight.digest)
+            if flight.digest and flight.digest not in self._pointing.history.known:
+                self._pointing.discard(flight.digest)
             elif not flight.digest:
-                self._move(record, lease.adapter, flight)
+                self._pointing.move(record, lease.adapter, flight)
         except BaseException:
             lease.release()
             raise
@@ -350,125 +352,8 @@ class Adapters:
             await self._check(lease.adapter)
         except BaseException:
             lease.release()
-            self._discard(lease.adapter.digest)
+            self._pointing.discard(lease.adapter.digest)
             raise
-
-    def _move(self, record: Record, adapter: Adapter, flight: Flight) -> None:
-        """Point a name to what was loaded, unless something newer is there; then nobody will find it again."""
-        has_gone = self._registry.find(record.name) is not record
-        has_moved = not flight.is_explicit and record.digest not in ("", adapter.digest)
-        if has_gone or has_moved or flight.is_overtaken(record.served):
-            self._discard(adapter.digest)
-            return
-        num_kept = self._config.kept_versions if self._disk is not None else 0
-        is_beside = flight.percent < 100 and record.digest != adapter.digest
-        if is_beside:
-            self._check_kept(adapter)
-            wanted = versions.shared(record, adapter.digest, flight.percent, num_kept)
-        else:
-            if flight.is_explicit and record.digest:
-                self._check_pin_moves(record, adapter)
-            else:
-                self._drop_pin_that_grew(record, adapter)
-            self._describe(record, adapter)
-            wanted = versions.moved(record, adapter.digest, num_kept)
-        if flight.is_explicit:
-            record.served = flight.generation
-        record.stamp = flight.stamp or record.stamp
-        record.loaded_at, record.error = time.time(), ""
-        self._point(record, wanted)
-
-    def _check_pin_moves(self, record: Record, adapter: Adapter) -> None:
-        """Raises Overloaded where a pinned name's next version would leave too little to the others."""
-        try:
-            self._check_pin(record, adapter)
-        except Overloaded:
-            self._discard(adapter.digest)
-            raise
-
-    def _drop_pin_that_grew(self, record: Record, adapter: Adapter) -> None:
-        """A pinned name that was not loaded comes back larger, or to smaller tiers: it is served unpinned."""
-        try:
-            self._check_pin(record, adapter)
-        except Overloaded as error:
-            log.warning("adapter %s is not pinned any more: %s", record.name, error.message)
-            record.is_pinned = False
-
-    def _check_pin(self, record: Record, adapter: Adapter) -> None:
-        if record.is_pinned:
-            moved = replace(record, manifest=adapter.manifest, sizes=self._sizes_of(adapter))
-            records = [moved if other is record else other for other in self._registry.records()]
-            check_pin(moved, records, self._budgets)
-            check_tenant_pin(moved, records, self._tenants)
-
-    def _sizes_of(self, adapter: Adapter) -> Mapping[Tier, int]:
-        return {Tier.HOST: adapter.size_bytes, Tier.DEVICE: self._residency.slot_bytes(adapter)}
-
-    @property
-    def _budgets(self) -> Mapping[Tier, int]:
-        return {Tier.HOST: self._host.budget_bytes, Tier.DEVICE: self._residency.budget_bytes}
-
-    def _check_kept(self, adapter: Adapter) -> None:
-        """Raises Overloaded for a version that the next eviction would lose."""
-        if self._disk is None or adapter.digest not in self._disk:
-            self._discard(adapter.digest)
-            raise Overloaded(
-                f"disk_bytes {self._config.disk_bytes} has no room for another version, {adapter.size_bytes} bytes;"
-                " raise it, or unload some adapters",
-                retry_after_s=5.0,
-            )
-
-    def _describe(self, record: Record, adapter: Adapter) -> None:
-        """What is known of a name is of the adapter that it points to."""
-        head = adapter.spec.head
-        record.manifest = replace(adapter.manifest, name=record.name)
-        record.sizes = self._sizes_of(adapter)
-        record.task, record.labels = adapter.spec.task.value, head.labels if head else ()
-        record.heads = tuple(own.name for own in adapter.spec.all_heads)
-
-    def _point(self, record: Record, wanted: Versions) -> None:
-        """Move a name, and let go of what nothing points to any more."""
-        dropped = set(record.history) - {wanted.digest, *wanted.shares, *wanted.history}
-        before = record.digests
-        changed = self._registry.point(record, wanted.digest, wanted.shares)
-        record.history = wanted.history
-        self._update_pins({*before, *record.digests})  # a version beside may have become the one that is pinned
-        self._note_versions(record)
-        for digest in changed | dropped:
-            self._discard(digest)
-        if self._index is not None:
-            self._index.note(record)
-
-    def _note_versions(self, record: Record) -> None:
-        if record.shares:
-            self._metrics.versions_begun(record.name)
-        else:
-            self._metrics.versions_gone(record.name)
-        self._history.note(record)
-
-    def _discard(self, digest: str) -> None:
-        """What no name points to goes from memory, and from disk unless a name can go back to it."""
-        if not self._registry.is_aliased(digest):
-            self._forget(digest)
-            if self._disk is not None and digest not in self._history.known:
-                self._disk.remove(digest)
-
-    def _update_pins(self, digests: Iterable[str]) -> None:
-        for digest in digests:
-            is_pinned = self._registry.is_pinned(digest)
-            self._host.pin(digest, is_pinned)
-            self._residency.pin(digest, is_pinned)
-
-    def _forget(self, digest: str) -> None:
-        """Drop a digest that no name points to: on the host once no request needs it, then on the device."""
-        if not self._registry.is_aliased(digest):
-            self._host.doom(digest)
-            self._on_host_gone(digest)
-
-    def _on_host_gone(self, digest: str) -> None:
-        # a request holds its host lease until it is answered, so from now on nobody places this digest on the device
-        if not (self._registry.is_aliased(digest) or self._host.is_held(digest) or self._unloading[digest]):
-            self._residency.doom(digest)
 
     async def _find(self, name: str) -> Source | None:
         limit_s = self._config.load_timeout_s
@@ -509,12 +394,12 @@ class Adapters:
         previous = record.digest
         if not previous:
             raise InvalidInput(f"adapter {name!r} is not loaded, so no version can share its requests; load it first")
-        with self._history.hold(previous):
+        with self._pointing.history.hold(previous):
             lease = self._host.acquire(previous)
             with lease or await self._join(self._flight_of(record)) as held:
                 assert held.adapter is not None
                 await self._loader.keep(held.adapter)
-                self._check_kept(held.adapter)
+                self._pointing.check_kept(held.adapter)
             record, flight = await self._loading(name, percent)
             (await self._join(flight)).release()
         if self._index is not None:
@@ -550,11 +435,11 @@ class Adapters:
             self._flights.pop((name, kind), None)
         if not kept:
             return 0, 0, 0
-        self._unloading.update(digests)
+        self._pointing.unloading.update(digests)
         try:
             host_bytes = {digest: self._host.bytes_of(digest) for digest in digests}
             disk_bytes = {digest: self._disk.bytes_of(digest) if self._disk is not None else 0 for digest in kept}
-            self._point(record, Versions("", {}, ()))
+            self._pointing.point(record, Versions("", {}, ()))
             gone = [digest for digest in digests if not self._registry.is_aliased(digest)]
             for digest in gone:
                 for copy in self._host.doom(digest):
@@ -563,9 +448,9 @@ class Adapters:
             disk = sum(size for digest, size in disk_bytes.items() if self._disk and digest not in self._disk)
             return sum(host_bytes[digest] for digest in gone), device_bytes, disk
         finally:
-            self._unloading -= Counter(digests)  # keeps no zeros
+            self._pointing.unloading -= Counter(digests)  # keeps no zeros
             for digest in digests:
-                self._forget(digest)
+                self._pointing.forget(digest)
 
     async def set_traffic(self, name: str, asked: Mapping[str, int]) -> AdapterStatus:
         """Divide the requests for a name among its versions, by digest; 100 percent to one promotes it or goes back.
@@ -582,11 +467,11 @@ class Adapters:
                 wanted = versions.divided(record, asked, self._config.kept_versions)
                 if lease.adapter is None or lease.adapter.digest != wanted.digest:
                     raise Unavailable(f"adapter {name!r} moved while its versions were divided; try again")
-                self._check_pin_moves(record, lease.adapter)
-                self._describe(record, lease.adapter)
-                self._point(record, wanted)
+                self._pointing.check_pin_moves(record, lease.adapter)
+                self._pointing.describe(record, lease.adapter)
+                self._pointing.point(record, wanted)
         else:
-            self._point(record, wanted)
+            self._pointing.point(record, wanted)
         if self._index is not None:
             await self._index.flush()
         return self._statuses.of(record)
@@ -657,7 +542,7 @@ class Adapters:
         lease = await self.ready(name) if is_pinned else None
         try:
             if is_pinned and not record.is_pinned:
-                check_pin(record, self._registry.records(), self._budgets)
+                check_pin(record, self._registry.records(), self._pointing.budgets)
                 check_tenant_pin(record, self._registry.records(), self._tenants)
             self._set_pin(record, is_pinned)
         finally:
@@ -669,7 +554,7 @@ class Adapters:
 
     def _set_pin(self, record: Record, is_pinned: bool) -> None:
         record.is_pinned = is_pinned
-        self._update_pins(record.digests)
+        self._pointing.update_pins(record.digests)
         if self._index is not None:
             self._index.note(record)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from adapters_cache import versions
 from adapters_cache.disk import DiskTier
 from adapters_cache.draft import BaseWeights
 from adapters_cache.flight import Flight
+from adapters_cache.following import Following
 from adapters_cache.host import HostLease, HostTier
 from adapters_cache.index import Index, restore
 from adapters_cache.loader import Loader
@@ -33,6 +35,7 @@ from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from adapters_cache.sources import FolderSource, Source
 from adapters_cache.statuses import Page, Statuses, card_of
+from adapters_cache.version_files import VersionFiles
 from adapters_cache.versions import Versions
 from adapters_cache.watch import News, Watch
 from server.config import CacheConfig
@@ -72,11 +75,15 @@ class Adapters:
         pin_memory: bool = False,
         check: Check | None = None,
         tenants: Tenants | None = None,
+        has_replicas: bool = False,
+        shared: Path | None = None,
     ) -> None:
         """
-        weights   the base's own, which some methods are lowered with
-        check     proves an adapter before its name moves to it, or raises
-        tenants   whose limits of bytes and pins count
+        weights       the base's own, which some methods are lowered with
+        check         proves an adapter before its name moves to it, or raises
+        tenants       whose limits of bytes and pins count
+        has_replicas  other servers have the same names, which move together
+        shared        of the configured folders, the one that those share and where adapters are published
         """
         self._tenants = tenants or Tenants()
         self._check = check
@@ -111,10 +118,15 @@ class Adapters:
             timeout_s=config.load_timeout_s,
             weights=weights,
             pin_memory=pin_memory,
+            versions=VersionFiles(shared) if has_replicas and shared else None,
         )
         self._pointing = Pointing(
             self._registry, self._host, self._disk, residency, self._index, metrics, self._tenants, config
         )
+        self._has_replicas = has_replicas
+        self._following: Following | None = None
+        if has_replicas and shared:
+            self._following = Following(shared, self._registry, self._pointing, self._host, self, metrics)
         self._statuses = Statuses(self._registry, self._disk, self._host, residency)
         self._prefetcher = Prefetcher(self._bring, max(1, config.max_concurrent_loads // 2))
         self._flights: dict[tuple[str, str], Flight] = {}  # the newest of each name and version, and of each Load
@@ -144,6 +156,9 @@ class Adapters:
                 if name not in self._registry:
                     self._register(name, listed)
         self._forget_rows({place for place, listing in listings.items() if listing is None})
+        if self._following is not None:
+            listed_there = (listings[str(self._following.folder)] or Listing()).adapters
+            await self._following.start({name: listed.stamp for name, listed in listed_there.items()})
         if self._disk is not None:
             self._disk.keep(self._pointing.history.answering)
         self._watch.start({place: listing or Listing() for place, listing in listings.items()})
@@ -202,6 +217,8 @@ class Adapters:
     async def stop(self) -> None:
         """Give up loads under way. What is leased stays until it is released."""
         await self._watch.stop()
+        if self._following is not None:
+            await self._following.stop()
         if self._expiry is not None:
             self._expiry.cancel()
         self._prefetcher.stop()
@@ -251,6 +268,8 @@ class Adapters:
         if share in record.shares:
             shares = {digest: percent for digest, percent in record.shares.items() if digest != share}
             self._pointing.point(record, Versions(record.digest, shares, record.history))
+            if self._following is not None:
+                self._following.again(record.name)
         return await self.ready(record.name, key)
 
     def prefetch(self, names: Sequence[str]) -> int:
@@ -355,7 +374,8 @@ class Adapters:
             self._pointing.discard(lease.adapter.digest)
             raise
 
-    async def _find(self, name: str) -> Source | None:
+    async def find_source(self, name: str) -> Source | None:
+        """Where an adapter lies. Raises AdapterdError where a place does not answer."""
         limit_s = self._config.load_timeout_s
         try:
             async with asyncio.timeout(limit_s):
@@ -373,12 +393,13 @@ class Adapters:
         if not 0 <= percent <= 100:
             raise InvalidInput(f"percent {percent} is not between 0 and 100")
         if percent < 100:
-            self._require_disk()
+            self._require_versions(name)
         if name == BASE:
             raise InvalidInput(f"{BASE!r} is the base model itself and always loaded")
+        act = partial(self._load_beside, name, percent) if percent < 100 else partial(self._load_in_place, name)
         self._loads[name] += 1
         try:
-            return await (self._load_beside(name, percent) if percent < 100 else self._load_in_place(name))
+            return await (act() if self._following is None else self._following.order(name, act))
         finally:
             self._loads -= Counter([name])  # keeps no zeros
 
@@ -408,7 +429,7 @@ class Adapters:
 
     async def _loading(self, name: str, percent: int) -> tuple[Record, Flight]:
         """A name and the read of its origin, which begins now unless one is about to."""
-        if (source := await self._find(name)) is not None:
+        if (source := await self.find_source(name)) is not None:
             self._registry.register(name, source)
         record = self._registry.get(name)
         if source is None:
@@ -425,14 +446,17 @@ class Adapters:
         Every version of it goes. The name stays, and the next request reads the origin. What is shared with another
         name stays too.
         """
+        return await (self.unload_here(name) if self._following is None else self._following.unload(name))
+
+    async def unload_here(self, name: str) -> tuple[int, int, int]:
+        """As `unload`, whatever replicas do."""
         record = self._registry.get(name)
         digests, kept = record.digests, {*record.digests, *record.history}
         record.generation += 1  # a load under way serves who waits for it and no one else
         record.served = record.generation
         self._loader.forget_failure(name)
         self._metrics.adapter_gone(name)
-        for kind in ("", LOAD, *digests):
-            self._flights.pop((name, kind), None)
+        self.leave_flights(record)
         if not kept:
             return 0, 0, 0
         self._pointing.unloading.update(digests)
@@ -458,7 +482,11 @@ class Adapters:
         Kept on disk when this returns. Raises AdapterNotFound, InvalidInput, and as `ready` does where what the name is
         to point to cannot be loaded; then nothing has changed.
         """
-        self._require_disk()
+        self._require_versions(name)
+        act = partial(self._divide, name, asked)
+        return await (act() if self._following is None else self._following.order(name, act))
+
+    async def _divide(self, name: str, asked: Mapping[str, int]) -> AdapterStatus:
         record = self._registry.get(name)
         wanted = versions.divided(record, asked, self._config.kept_versions)
         if wanted.digest != record.digest:
@@ -476,11 +504,32 @@ class Adapters:
             await self._index.flush()
         return self._statuses.of(record)
 
-    def _require_disk(self) -> None:
-        """Raises InvalidInput where nothing could keep several versions."""
+    def leave_flights(self, record: Record) -> None:
+        """Have loads under way serve who waits for them, and no one else."""
+        for kind in ("", LOAD, *record.digests):
+            self._flights.pop((record.name, kind), None)
+
+    async def bring_version(self, record: Record, digest: str) -> HostLease:
+        """A version in host memory, from there, from disk or from its files. Raises as `ready` does."""
+        if (lease := self._host.acquire(digest)) is not None:
+            return lease
+        return await self._join(self._flights.get((record.name, digest)) or self._take_off(record, digest))
+
+    def _require_versions(self, name: str) -> None:
+        """Raises InvalidInput where nothing could keep several versions, or share them with replicas."""
         if self._disk is None:
             raise InvalidInput(
                 "several versions of one adapter need a disk tier: start with --set cache.disk_path=FOLDER"
+            )
+        if self._has_replicas and self._following is None:
+            raise InvalidInput(
+                "replicas share the versions of an adapter in a folder: start all with --set api.publish_folder=FOLDER,"
+                " one that all of them have"
+            )
+        record = self._registry.find(name)
+        if self._following is not None and record is not None and not self._following.is_shared(record):
+            raise InvalidInput(
+                f"adapter {name!r} does not lie in publish_folder, where replicas share versions; publish it there"
             )
 
     async def refresh(self, news: News) -> list[str]:
@@ -507,9 +556,11 @@ class Adapters:
 
     async def _leave(self, record: Record) -> None:
         """An adapter is gone from the place that counted for it; another place may have one of that name."""
-        await self.unload(record.name)
+        if self._following is not None:
+            await self._following.gone(record)
+        await self.unload_here(record.name)
         try:
-            source = await self._find(record.name)
+            source = await self.find_source(record.name)
         except AdapterdError:
             source = None
         if source is not None:
@@ -526,12 +577,18 @@ class Adapters:
             return True
         if self._loads[record.name]:
             return False  # somebody is at it, and may want it beside what is there
+        if self._following is not None and self._following.is_shared(record):
+            return await self._following.take_over(record, partial(self._load_found, record))
         try:
-            (await self._join(self._take_off_load(record))).release()
+            await self._load_found(record)
         except AdapterdError as error:
             log.warning("adapter %s stays as it is: %s", record.name, error.message)
             return isinstance(error, AdapterRefused)
         return True
+
+    async def _load_found(self, record: Record) -> None:
+        """Move a name to what its place holds."""
+        (await self._join(self._take_off_load(record))).release()
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
         """Keep an adapter in host memory, and on the device from its first use on; loads it. Or let it go again.

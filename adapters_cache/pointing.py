@@ -65,12 +65,13 @@ class Pointing:
             if flight.is_explicit and record.digest:
                 self.check_pin_moves(record, adapter)
             else:
-                self._drop_pin_that_grew(record, adapter)
+                self.drop_pin_that_grew(record, adapter)
             self.describe(record, adapter)
             wanted = versions.moved(record, adapter.digest, num_kept)
         if flight.is_explicit:
             record.served = flight.generation
-        record.stamp = flight.stamp or record.stamp
+        if flight.stamp:
+            record.stamp, record.stamps = flight.stamp, {**record.stamps, adapter.digest: flight.stamp}
         record.loaded_at, record.error = time.time(), ""
         self.point(record, wanted)
 
@@ -82,7 +83,7 @@ class Pointing:
             self.discard(adapter.digest)
             raise
 
-    def _drop_pin_that_grew(self, record: Record, adapter: Adapter) -> None:
+    def drop_pin_that_grew(self, record: Record, adapter: Adapter) -> None:
         """A pinned name that was not loaded comes back larger, or to smaller tiers: it is served unpinned."""
         try:
             self._check_pin(record, adapter)
@@ -128,6 +129,8 @@ class Pointing:
         before = record.digests
         changed = self._registry.point(record, wanted.digest, wanted.shares)
         record.history = wanted.history
+        kept = {*record.digests, *record.history}
+        record.stamps = {digest: stamp for digest, stamp in record.stamps.items() if digest in kept}
         self.update_pins({*before, *record.digests})  # a version beside may have become the one that is pinned
         self.note_versions(record)
         for digest in changed | dropped:

@@ -7,7 +7,6 @@ order counts, so that all replicas end alike. On the event loop's thread; files 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,15 +17,15 @@ from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from adapters_cache.host import HostLease, HostTier
-from adapters_cache.orders import Order, OrderLog
+from adapters_cache.orders import Order
 from adapters_cache.pointing import Pointing
 from adapters_cache.registry import Record, Registry
+from adapters_cache.shared_folder import SharedFolder, tried_lock
 from adapters_cache.sources import FolderSource, Source
-from adapters_cache.version_files import VersionFiles
 from adapters_cache.versions import Versions
 from adapters_cache.workers import Workers
 from server.backoff import back_off_s
-from server.errors import AdapterdError, AdapterNotFound, AdapterRefused, InvalidInput, Unavailable
+from server.errors import AdapterdError, AdapterNotFound, AdapterRefused, Unavailable
 from server.folders import PUBLISH_LOCK
 from server.metrics import Metrics
 
@@ -63,8 +62,7 @@ class Following:
     def __init__(
         self, folder: Path, registry: Registry, pointing: Pointing, host: HostTier, loads: Loads, metrics: Metrics
     ) -> None:
-        self.folder, self.versions = folder, VersionFiles(folder)
-        self._log = OrderLog(folder)
+        self.folder, self._shared = folder, SharedFolder(folder)
         self._registry, self._pointing, self._host, self._loads = registry, pointing, host, loads
         self._metrics = metrics
         self._worker = Workers("the log of orders", 1)
@@ -85,7 +83,7 @@ class Following:
         stamps   of the adapters' folders now: a name whose files were replaced without an order is left as it is
         """
         try:
-            orders = await self._read()
+            orders = await self._worker.run("", self._shared.log.read)
         except (OSError, Unavailable) as error:
             self._cannot_read(error)
             orders = {}
@@ -125,13 +123,13 @@ class Following:
         """A folder is gone: so are its versions, and what was ordered of them."""
         if self.is_shared(record):
             try:
-                self._take(await self._worker.run("", self._forget, record.name))
+                self._take(await self._worker.run("", self._shared.forget, record.name))
             except (OSError, Unavailable) as error:
                 log.warning("versions of %s are not removed: %s", record.name, error)
 
     def again(self, name: str) -> None:
         """Do the last order of a name again: something of it was lost."""
-        if (order := self._log.last.get(name)) is not None and name not in self._pending:
+        if (order := self._shared.log.last.get(name)) is not None and name not in self._pending:
             self._pending[name] = order
 
     def _lock(self, name: str) -> asyncio.Lock:
@@ -143,8 +141,18 @@ class Following:
     async def _shielded(self, work: Awaitable[T]) -> T:
         task = asyncio.ensure_future(work)
         self._operations.add(task)
-        task.add_done_callback(self._operations.discard)
-        return await asyncio.shield(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise Unavailable("the server is stopping; the adapter may not have moved") from None
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._operations.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even if the caller has left
 
     async def _ordered(self, name: str, act: Callable[[], Awaitable[T]]) -> T:
         async with self._lock(name):
@@ -153,25 +161,26 @@ class Following:
 
     async def _unloaded(self, name: str) -> tuple[int, int, int]:
         async with self._lock(name):
+            if name not in self._registry:  # it may have come a moment ago
+                await self._catch_up(name)
             if self.is_shared(self._registry.get(name)):
                 await self._write(Order(name))
             return await self._loads.unload_here(name)
 
     async def _taken_over(self, record: Record, load: Callable[[], Awaitable[object]]) -> bool:
-        lock = await asyncio.to_thread(_tried_lock, self.folder / PUBLISH_LOCK)
-        if lock is None:
-            return False  # it is being published, or another replica is at it
-        with lock:
-            async with self._lock(record.name):
-                try:
+        try:
+            lock = await asyncio.to_thread(tried_lock, self.folder / PUBLISH_LOCK)
+            if lock is None:
+                return False  # it is being published, or another replica is at it
+            with lock:
+                async with self._lock(record.name):
                     await self._catch_up(record.name)
                     found = await self._worker.run("", FolderSource(self.folder / record.name).stamp)
-                    if found == record.stamp:
-                        return True
-                    await self._done(record.name, load)
-                except AdapterdError as error:
-                    log.warning("adapter %s stays as it is: %s", record.name, error.message)
-                    return isinstance(error, AdapterRefused)
+                    if found != record.stamp:
+                        await self._done(record.name, load)
+        except (AdapterdError, OSError) as error:
+            log.warning("adapter %s stays as it is: %s", record.name, error)
+            return isinstance(error, AdapterRefused)
         return True
 
     async def _done(self, name: str, act: Callable[[], Awaitable[T]]) -> T:
@@ -182,7 +191,7 @@ class Following:
             result = await act()
             record = self._registry.get(name)
             order = _order_of(record)
-            if self.is_shared(record) and order != self._log.last.get(name):
+            if self.is_shared(record) and order != self._shared.log.last.get(name):
                 await self._write(order)
             return result
         except BaseException:
@@ -192,7 +201,7 @@ class Following:
     async def _write(self, order: Order) -> None:
         """Raises Unavailable, and InvalidInput for a version that the others could not have."""
         try:
-            changed = await self._worker.run("", self._put, order)
+            changed = await self._worker.run("", self._shared.put, order)
         except OSError as error:
             raise Unavailable(
                 f"{order.name!r} is where it was: the order to the other replicas cannot be written to publish_folder:"
@@ -225,7 +234,7 @@ class Following:
         while True:
             await asyncio.sleep(FOLLOW_S)
             try:
-                self._take(await self._read())
+                self._take(await self._worker.run("", self._shared.log.read))
             except (OSError, Unavailable) as error:
                 self._cannot_read(error)
             now = time.monotonic()
@@ -258,10 +267,10 @@ class Following:
                 try:
                     await self._obey(order)
                 except Exception as error:
+                    if self._pending.get(name) is not order:
+                        continue  # its files may be gone already
                     self._put_off(order, error)
-                    if self._pending.get(name) is order:
-                        return
-                    continue
+                    return
                 self._failed.pop(name, None)
                 if self._pending.get(name) is order:
                     del self._pending[name]
@@ -281,7 +290,7 @@ class Following:
         Raises Unavailable where the log cannot be read.
         """
         try:
-            self._take(await self._read())
+            self._take(await self._worker.run("", self._shared.log.read))
         except OSError as error:
             raise Unavailable(
                 f"the orders of other replicas cannot be read from publish_folder: {error.strerror}; see that it is"
@@ -340,7 +349,8 @@ class Following:
 
     def _point_to(self, record: Record, order: Order) -> None:
         record.stamps, record.stamp, record.error = order.stamps, order.stamp, ""
-        self._point(record, Versions(order.digest, order.shares, order.history))
+        if (record.digest, record.shares, record.history) != (order.digest, order.shares, order.history):
+            self._point(record, Versions(order.digest, order.shares, order.history))
 
     def _point(self, record: Record, wanted: Versions) -> None:
         record.generation += 1
@@ -348,49 +358,8 @@ class Following:
         self._loads.leave_flights(record)
         self._pointing.point(record, wanted)
 
-    # in the thread
-
-    async def _read(self) -> dict[str, Order]:
-        return await self._worker.run("", self._log.read)
-
-    def _put(self, order: Order) -> dict[str, Order]:
-        """Keep the files that it needs, write it, and remove those that are not needed any more."""
-        for digest in filter(None, (order.digest, *order.shares)):
-            stamp = order.stamps.get(digest)
-            if stamp is None or not self.versions.keep(order.name, stamp):
-                raise InvalidInput(
-                    f"the files of version {digest[:12]} of {order.name!r} are not in publish_folder any more, so that"
-                    " other replicas could not have it; publish it again"
-                )
-        changed = self._log.append(order)
-        self.versions.prune(order.name, order.stamps.values())
-        return changed
-
-    def _forget(self, name: str) -> dict[str, Order]:
-        changed = self._log.read()
-        lock = _tried_lock(self.folder / PUBLISH_LOCK)
-        if lock is None:
-            return changed
-        with lock:
-            if not (self.folder / name).exists():
-                if (last := changed.get(name, self._log.last.get(name))) is not None and last.digest:
-                    changed = {**changed, **self._log.append(Order(name))}
-                self.versions.prune(name, ())
-        return changed
-
 
 def _order_of(record: Record) -> Order:
     kept = {record.digest, *record.shares, *record.history}
     stamps = {digest: stamp for digest, stamp in record.stamps.items() if digest in kept}
     return Order(record.name, record.digest, record.shares, record.history, stamps, record.stamp)
-
-
-def _tried_lock(path: Path) -> ExitStack | None:
-    """The lock of a folder, released on exit; None while somebody else has it. Raises OSError."""
-    with ExitStack() as held:
-        file = held.enter_context(path.open("a"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        return held.pop_all()

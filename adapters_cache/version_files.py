@@ -79,7 +79,9 @@ class VersionFiles:
 
 def _link_all(source: Path, into: Path) -> None:
     """Give `into` every file below `source`, with the times that a stamp tells of. Raises OSError."""
-    for entry in os.scandir(source):
+    with os.scandir(source) as entries:
+        found = list(entries)
+    for entry in found:
         path = into / entry.name
         if entry.is_dir():
             path.mkdir()

@@ -16,7 +16,7 @@ from adapters_cache.version_files import VersionFiles
 from server.api.convert import to_name
 from server.audit import Audit
 from server.core import ANYONE, BASE, AdapterStatus, BaseInfo, Tenant, Tier
-from server.errors import AdapterNotFound, InvalidInput, Overloaded, TooLarge
+from server.errors import AdapterNotFound, InvalidInput, Overloaded, TooLarge, Unavailable
 from server.folders import PUBLISH_LOCK, folder_beside, put_in_place
 from server.tenants import require_own
 
@@ -115,7 +115,7 @@ class Publisher:
     async def _swap(self, name: str, aside: Path, into: Path, percent: int, tenant: str) -> tuple[AdapterStatus, str]:
         async with self._swapping, _alone(into.parent):
             if self._versions is not None:
-                await asyncio.to_thread(self._versions.keep, name)
+                await self._keep(self._versions, name)
             was_there = await asyncio.to_thread(put_in_place, aside, into)
             try:
                 return await self._engine.load(name, tenant, percent)
@@ -125,6 +125,15 @@ class Publisher:
                 else:
                     await asyncio.to_thread(shutil.rmtree, into, True)
                 raise
+
+    async def _keep(self, versions: VersionFiles, name: str) -> None:
+        try:
+            await asyncio.to_thread(versions.keep, name)
+        except OSError as error:
+            raise Unavailable(
+                f"the version of {name!r} before cannot be kept in publish_folder: {error.strerror}; see that there is"
+                " room and that the server may write"
+            ) from error
 
     async def _receive(self, first: v1.PublishRequest, rest: AsyncIterator[v1.PublishRequest], aside: Path) -> None:
         """Write every piece to its file."""

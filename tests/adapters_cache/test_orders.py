@@ -19,6 +19,7 @@ from adapters_cache.adapters import Adapters
 from adapters_cache.orders import FILE, LOCK, Order, OrderLog
 from adapters_cache.residency import Residency
 from adapters_cache.version_files import VERSIONS, VersionFiles
+from adapters_cache.watch import News
 from server.config import CacheConfig
 from server.core import Adapter, BaseInfo, Tier
 from server.errors import AdapterChanged, InvalidInput, Unavailable
@@ -267,15 +268,14 @@ async def test_a_folder_that_was_replaced_while_a_replica_was_away_counts_there(
 
 
 async def test_what_is_deleted_by_hand_takes_its_versions_along(start: Start, publish: Any, folder: Path) -> None:
-    a, b = [await start(name, watch_s=0.05) for name in "ab"]
-    make_adapter(folder / "other", a._loader._base, head=HEADS[0])
+    a, b = await start("a"), await start("b")
     await publish(a, 1)
     await same(a, b)
     shutil.rmtree(folder / "reviews")
-    async with asyncio.timeout(10):
-        while state(a) or state(b):
-            await asyncio.sleep(0.02)
-    assert not (folder / VERSIONS / "reviews").exists()
+    gone = News(str(folder), {}, ["reviews"], False)
+    await asyncio.gather(a.refresh(gone), b.refresh(gone))
+    assert state(a) == () == state(b) and not (folder / VERSIONS / "reviews").exists()
+    assert OrderLog(folder).read() == {"reviews": Order("reviews")}
     await publish(b, 2)
     await same(a, b)
 

@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,20 @@ from adapters_cache import versions
 from adapters_cache.disk import DiskTier
 from adapters_cache.draft import BaseWeights
 from adapters_cache.flight import Flight
+from adapters_cache.following import Following
 from adapters_cache.host import HostLease, HostTier
 from adapters_cache.index import Index, restore
 from adapters_cache.loader import Loader
 from adapters_cache.origin import Listed, Listing, Origin
 from adapters_cache.pins import check_pin, check_tenant_pin
+from adapters_cache.pointing import Pointing
 from adapters_cache.prefetch import Prefetcher
 from adapters_cache.registry import Record, Registry
 from adapters_cache.residency import Residency
 from adapters_cache.sources import FolderSource, Source
 from adapters_cache.statuses import Page, Statuses, card_of
-from adapters_cache.versions import History, Versions
+from adapters_cache.version_files import VersionFiles
+from adapters_cache.versions import Versions
 from adapters_cache.watch import News, Watch
 from server.config import CacheConfig
 from server.core import BASE, Adapter, AdapterStatus, BaseInfo, Tier, Wanted
@@ -43,7 +46,6 @@ from server.errors import (
     AdapterNotFound,
     AdapterRefused,
     InvalidInput,
-    Overloaded,
     Unavailable,
 )
 from server.metrics import Metrics
@@ -73,11 +75,15 @@ class Adapters:
         pin_memory: bool = False,
         check: Check | None = None,
         tenants: Tenants | None = None,
+        has_replicas: bool = False,
+        shared: Path | None = None,
     ) -> None:
         """
-        weights   the base's own, which some methods are lowered with
-        check     proves an adapter before its name moves to it, or raises
-        tenants   whose limits of bytes and pins count
+        weights       the base's own, which some methods are lowered with
+        check         proves an adapter before its name moves to it, or raises
+        tenants       whose limits of bytes and pins count
+        has_replicas  other servers have the same names, which move together
+        shared        of the configured folders, the one that those share and where adapters are published
         """
         self._tenants = tenants or Tenants()
         self._check = check
@@ -85,7 +91,9 @@ class Adapters:
         self._residency = residency
         self._metrics = metrics
         self._registry = Registry()
-        self._host = HostTier(config.host_bytes, metrics, self._on_host_gone, config.reserve, tenants)
+        self._host = HostTier(
+            config.host_bytes, metrics, lambda digest: self._pointing.on_host_gone(digest), config.reserve, tenants
+        )
         self._disk: DiskTier | None = None
         self._index: Index | None = None
         if config.disk_path:
@@ -110,14 +118,20 @@ class Adapters:
             timeout_s=config.load_timeout_s,
             weights=weights,
             pin_memory=pin_memory,
+            versions=VersionFiles(shared) if has_replicas and shared else None,
         )
+        self._pointing = Pointing(
+            self._registry, self._host, self._disk, residency, self._index, metrics, self._tenants, config
+        )
+        self._has_replicas = has_replicas
+        self._following: Following | None = None
+        if has_replicas and shared:
+            self._following = Following(shared, self._registry, self._pointing, self._host, self, metrics)
         self._statuses = Statuses(self._registry, self._disk, self._host, residency)
         self._prefetcher = Prefetcher(self._bring, max(1, config.max_concurrent_loads // 2))
         self._flights: dict[tuple[str, str], Flight] = {}  # the newest of each name and version, and of each Load
         self._all_flights: set[Flight] = set()
-        self._unloading: Counter[str] = Counter()  # digests whose device bytes an unload is going to count
         self._loads: Counter[str] = Counter()  # calls of Load under way, by name
-        self._history = History()
         self._rows: dict[str, Mapping[str, Any]] = {}  # of the index, that no origin has shown again so far
         self.on_change: Callable[[], Awaitable[None]] = _nothing  # folders hold other compositions than before
         self._watch = Watch(self._origin, self.refresh, config.watch_s)
@@ -142,8 +156,11 @@ class Adapters:
                 if name not in self._registry:
                     self._register(name, listed)
         self._forget_rows({place for place, listing in listings.items() if listing is None})
+        if self._following is not None:
+            listed_there = (listings[str(self._following.folder)] or Listing()).adapters
+            await self._following.start({name: listed.stamp for name, listed in listed_there.items()})
         if self._disk is not None:
-            self._disk.keep(self._history.answering)
+            self._disk.keep(self._pointing.history.answering)
         self._watch.start({place: listing or Listing() for place, listing in listings.items()})
         if self._config.idle_ttl_s:
             self._expiry = asyncio.create_task(self._expire(self._config.idle_ttl_s))
@@ -166,8 +183,8 @@ class Adapters:
         record, row = self._registry.register(name, listed.source), self._rows.pop(name, None)
         if row is not None:
             self._registry.point(record, *restore(record, row, listed.stamp))
-            self._update_pins(record.digests)
-            self._note_versions(record)
+            self._pointing.update_pins(record.digests)
+            self._pointing.note_versions(record)
 
     def _restore_unseen(self, place: str) -> None:
         """What the index knows of a registry that does not answer now: what is on disk is served."""
@@ -200,6 +217,8 @@ class Adapters:
     async def stop(self) -> None:
         """Give up loads under way. What is leased stays until it is released."""
         await self._watch.stop()
+        if self._following is not None:
+            await self._following.stop()
         if self._expiry is not None:
             self._expiry.cancel()
         self._prefetcher.stop()
@@ -248,7 +267,9 @@ class Adapters:
             log.warning("%s; the other versions answer for it", error.message)
         if share in record.shares:
             shares = {digest: percent for digest, percent in record.shares.items() if digest != share}
-            self._point(record, Versions(record.digest, shares, record.history))
+            self._pointing.point(record, Versions(record.digest, shares, record.history))
+            if self._following is not None:
+                self._following.again(record.name)
         return await self.ready(record.name, key)
 
     def prefetch(self, names: Sequence[str]) -> int:
@@ -333,10 +354,10 @@ class Adapters:
             self._metrics.load_done(Tier.HOST, time.monotonic() - started, outcome)
         try:
             assert lease.adapter is not None
-            if flight.digest and flight.digest not in self._history.known:
-                self._discard(flight.digest)
+            if flight.digest and flight.digest not in self._pointing.history.known:
+                self._pointing.discard(flight.digest)
             elif not flight.digest:
-                self._move(record, lease.adapter, flight)
+                self._pointing.move(record, lease.adapter, flight)
         except BaseException:
             lease.release()
             raise
@@ -350,127 +371,11 @@ class Adapters:
             await self._check(lease.adapter)
         except BaseException:
             lease.release()
-            self._discard(lease.adapter.digest)
+            self._pointing.discard(lease.adapter.digest)
             raise
 
-    def _move(self, record: Record, adapter: Adapter, flight: Flight) -> None:
-        """Point a name to what was loaded, unless something newer is there; then nobody will find it again."""
-        has_gone = self._registry.find(record.name) is not record
-        has_moved = not flight.is_explicit and record.digest not in ("", adapter.digest)
-        if has_gone or has_moved or flight.is_overtaken(record.served):
-            self._discard(adapter.digest)
-            return
-        num_kept = self._config.kept_versions if self._disk is not None else 0
-        is_beside = flight.percent < 100 and record.digest != adapter.digest
-        if is_beside:
-            self._check_kept(adapter)
-            wanted = versions.shared(record, adapter.digest, flight.percent, num_kept)
-        else:
-            if flight.is_explicit and record.digest:
-                self._check_pin_moves(record, adapter)
-            else:
-                self._drop_pin_that_grew(record, adapter)
-            self._describe(record, adapter)
-            wanted = versions.moved(record, adapter.digest, num_kept)
-        if flight.is_explicit:
-            record.served = flight.generation
-        record.stamp = flight.stamp or record.stamp
-        record.loaded_at, record.error = time.time(), ""
-        self._point(record, wanted)
-
-    def _check_pin_moves(self, record: Record, adapter: Adapter) -> None:
-        """Raises Overloaded where a pinned name's next version would leave too little to the others."""
-        try:
-            self._check_pin(record, adapter)
-        except Overloaded:
-            self._discard(adapter.digest)
-            raise
-
-    def _drop_pin_that_grew(self, record: Record, adapter: Adapter) -> None:
-        """A pinned name that was not loaded comes back larger, or to smaller tiers: it is served unpinned."""
-        try:
-            self._check_pin(record, adapter)
-        except Overloaded as error:
-            log.warning("adapter %s is not pinned any more: %s", record.name, error.message)
-            record.is_pinned = False
-
-    def _check_pin(self, record: Record, adapter: Adapter) -> None:
-        if record.is_pinned:
-            moved = replace(record, manifest=adapter.manifest, sizes=self._sizes_of(adapter))
-            records = [moved if other is record else other for other in self._registry.records()]
-            check_pin(moved, records, self._budgets)
-            check_tenant_pin(moved, records, self._tenants)
-
-    def _sizes_of(self, adapter: Adapter) -> Mapping[Tier, int]:
-        return {Tier.HOST: adapter.size_bytes, Tier.DEVICE: self._residency.slot_bytes(adapter)}
-
-    @property
-    def _budgets(self) -> Mapping[Tier, int]:
-        return {Tier.HOST: self._host.budget_bytes, Tier.DEVICE: self._residency.budget_bytes}
-
-    def _check_kept(self, adapter: Adapter) -> None:
-        """Raises Overloaded for a version that the next eviction would lose."""
-        if self._disk is None or adapter.digest not in self._disk:
-            self._discard(adapter.digest)
-            raise Overloaded(
-                f"disk_bytes {self._config.disk_bytes} has no room for another version, {adapter.size_bytes} bytes;"
-                " raise it, or unload some adapters",
-                retry_after_s=5.0,
-            )
-
-    def _describe(self, record: Record, adapter: Adapter) -> None:
-        """What is known of a name is of the adapter that it points to."""
-        head = adapter.spec.head
-        record.manifest = replace(adapter.manifest, name=record.name)
-        record.sizes = self._sizes_of(adapter)
-        record.task, record.labels = adapter.spec.task.value, head.labels if head else ()
-        record.heads = tuple(own.name for own in adapter.spec.all_heads)
-
-    def _point(self, record: Record, wanted: Versions) -> None:
-        """Move a name, and let go of what nothing points to any more."""
-        dropped = set(record.history) - {wanted.digest, *wanted.shares, *wanted.history}
-        before = record.digests
-        changed = self._registry.point(record, wanted.digest, wanted.shares)
-        record.history = wanted.history
-        self._update_pins({*before, *record.digests})  # a version beside may have become the one that is pinned
-        self._note_versions(record)
-        for digest in changed | dropped:
-            self._discard(digest)
-        if self._index is not None:
-            self._index.note(record)
-
-    def _note_versions(self, record: Record) -> None:
-        if record.shares:
-            self._metrics.versions_begun(record.name)
-        else:
-            self._metrics.versions_gone(record.name)
-        self._history.note(record)
-
-    def _discard(self, digest: str) -> None:
-        """What no name points to goes from memory, and from disk unless a name can go back to it."""
-        if not self._registry.is_aliased(digest):
-            self._forget(digest)
-            if self._disk is not None and digest not in self._history.known:
-                self._disk.remove(digest)
-
-    def _update_pins(self, digests: Iterable[str]) -> None:
-        for digest in digests:
-            is_pinned = self._registry.is_pinned(digest)
-            self._host.pin(digest, is_pinned)
-            self._residency.pin(digest, is_pinned)
-
-    def _forget(self, digest: str) -> None:
-        """Drop a digest that no name points to: on the host once no request needs it, then on the device."""
-        if not self._registry.is_aliased(digest):
-            self._host.doom(digest)
-            self._on_host_gone(digest)
-
-    def _on_host_gone(self, digest: str) -> None:
-        # a request holds its host lease until it is answered, so from now on nobody places this digest on the device
-        if not (self._registry.is_aliased(digest) or self._host.is_held(digest) or self._unloading[digest]):
-            self._residency.doom(digest)
-
-    async def _find(self, name: str) -> Source | None:
+    async def find_source(self, name: str) -> Source | None:
+        """Where an adapter lies. Raises AdapterdError where a place does not answer."""
         limit_s = self._config.load_timeout_s
         try:
             async with asyncio.timeout(limit_s):
@@ -488,12 +393,13 @@ class Adapters:
         if not 0 <= percent <= 100:
             raise InvalidInput(f"percent {percent} is not between 0 and 100")
         if percent < 100:
-            self._require_disk()
+            self._require_versions(name)
         if name == BASE:
             raise InvalidInput(f"{BASE!r} is the base model itself and always loaded")
+        act = partial(self._load_beside, name, percent) if percent < 100 else partial(self._load_in_place, name)
         self._loads[name] += 1
         try:
-            return await (self._load_beside(name, percent) if percent < 100 else self._load_in_place(name))
+            return await (act() if self._following is None else self._following.order(name, act))
         finally:
             self._loads -= Counter([name])  # keeps no zeros
 
@@ -509,12 +415,12 @@ class Adapters:
         previous = record.digest
         if not previous:
             raise InvalidInput(f"adapter {name!r} is not loaded, so no version can share its requests; load it first")
-        with self._history.hold(previous):
+        with self._pointing.history.hold(previous):
             lease = self._host.acquire(previous)
             with lease or await self._join(self._flight_of(record)) as held:
                 assert held.adapter is not None
                 await self._loader.keep(held.adapter)
-                self._check_kept(held.adapter)
+                self._pointing.check_kept(held.adapter)
             record, flight = await self._loading(name, percent)
             (await self._join(flight)).release()
         if self._index is not None:
@@ -523,7 +429,7 @@ class Adapters:
 
     async def _loading(self, name: str, percent: int) -> tuple[Record, Flight]:
         """A name and the read of its origin, which begins now unless one is about to."""
-        if (source := await self._find(name)) is not None:
+        if (source := await self.find_source(name)) is not None:
             self._registry.register(name, source)
         record = self._registry.get(name)
         if source is None:
@@ -540,21 +446,24 @@ class Adapters:
         Every version of it goes. The name stays, and the next request reads the origin. What is shared with another
         name stays too.
         """
+        return await (self.unload_here(name) if self._following is None else self._following.unload(name))
+
+    async def unload_here(self, name: str) -> tuple[int, int, int]:
+        """As `unload`, whatever replicas do."""
         record = self._registry.get(name)
         digests, kept = record.digests, {*record.digests, *record.history}
         record.generation += 1  # a load under way serves who waits for it and no one else
         record.served = record.generation
         self._loader.forget_failure(name)
         self._metrics.adapter_gone(name)
-        for kind in ("", LOAD, *digests):
-            self._flights.pop((name, kind), None)
+        self.leave_flights(record)
         if not kept:
             return 0, 0, 0
-        self._unloading.update(digests)
+        self._pointing.unloading.update(digests)
         try:
             host_bytes = {digest: self._host.bytes_of(digest) for digest in digests}
             disk_bytes = {digest: self._disk.bytes_of(digest) if self._disk is not None else 0 for digest in kept}
-            self._point(record, Versions("", {}, ()))
+            self._pointing.point(record, Versions("", {}, ()))
             gone = [digest for digest in digests if not self._registry.is_aliased(digest)]
             for digest in gone:
                 for copy in self._host.doom(digest):
@@ -563,9 +472,9 @@ class Adapters:
             disk = sum(size for digest, size in disk_bytes.items() if self._disk and digest not in self._disk)
             return sum(host_bytes[digest] for digest in gone), device_bytes, disk
         finally:
-            self._unloading -= Counter(digests)  # keeps no zeros
+            self._pointing.unloading -= Counter(digests)  # keeps no zeros
             for digest in digests:
-                self._forget(digest)
+                self._pointing.forget(digest)
 
     async def set_traffic(self, name: str, asked: Mapping[str, int]) -> AdapterStatus:
         """Divide the requests for a name among its versions, by digest; 100 percent to one promotes it or goes back.
@@ -573,7 +482,11 @@ class Adapters:
         Kept on disk when this returns. Raises AdapterNotFound, InvalidInput, and as `ready` does where what the name is
         to point to cannot be loaded; then nothing has changed.
         """
-        self._require_disk()
+        self._require_versions(name)
+        act = partial(self._divide, name, asked)
+        return await (act() if self._following is None else self._following.order(name, act))
+
+    async def _divide(self, name: str, asked: Mapping[str, int]) -> AdapterStatus:
         record = self._registry.get(name)
         wanted = versions.divided(record, asked, self._config.kept_versions)
         if wanted.digest != record.digest:
@@ -582,20 +495,41 @@ class Adapters:
                 wanted = versions.divided(record, asked, self._config.kept_versions)
                 if lease.adapter is None or lease.adapter.digest != wanted.digest:
                     raise Unavailable(f"adapter {name!r} moved while its versions were divided; try again")
-                self._check_pin_moves(record, lease.adapter)
-                self._describe(record, lease.adapter)
-                self._point(record, wanted)
+                self._pointing.check_pin_moves(record, lease.adapter)
+                self._pointing.describe(record, lease.adapter)
+                self._pointing.point(record, wanted)
         else:
-            self._point(record, wanted)
+            self._pointing.point(record, wanted)
         if self._index is not None:
             await self._index.flush()
         return self._statuses.of(record)
 
-    def _require_disk(self) -> None:
-        """Raises InvalidInput where nothing could keep several versions."""
+    def leave_flights(self, record: Record) -> None:
+        """Have loads under way serve who waits for them, and no one else."""
+        for kind in ("", LOAD, *record.digests):
+            self._flights.pop((record.name, kind), None)
+
+    async def bring_version(self, record: Record, digest: str) -> HostLease:
+        """A version in host memory, from there, from disk or from its files. Raises as `ready` does."""
+        if (lease := self._host.acquire(digest)) is not None:
+            return lease
+        return await self._join(self._flights.get((record.name, digest)) or self._take_off(record, digest))
+
+    def _require_versions(self, name: str) -> None:
+        """Raises InvalidInput where nothing could keep several versions, or share them with replicas."""
         if self._disk is None:
             raise InvalidInput(
                 "several versions of one adapter need a disk tier: start with --set cache.disk_path=FOLDER"
+            )
+        if self._has_replicas and self._following is None:
+            raise InvalidInput(
+                "replicas share the versions of an adapter in a folder: start all with --set api.publish_folder=FOLDER,"
+                " one that all of them have"
+            )
+        record = self._registry.find(name)
+        if self._following is not None and record is not None and not self._following.is_shared(record):
+            raise InvalidInput(
+                f"adapter {name!r} does not lie in publish_folder, where replicas share versions; publish it there"
             )
 
     async def refresh(self, news: News) -> list[str]:
@@ -622,9 +556,11 @@ class Adapters:
 
     async def _leave(self, record: Record) -> None:
         """An adapter is gone from the place that counted for it; another place may have one of that name."""
-        await self.unload(record.name)
+        if self._following is not None:
+            await self._following.gone(record)
+        await self.unload_here(record.name)
         try:
-            source = await self._find(record.name)
+            source = await self.find_source(record.name)
         except AdapterdError:
             source = None
         if source is not None:
@@ -641,12 +577,18 @@ class Adapters:
             return True
         if self._loads[record.name]:
             return False  # somebody is at it, and may want it beside what is there
+        if self._following is not None and self._following.is_shared(record):
+            return await self._following.take_over(record, partial(self._load_found, record))
         try:
-            (await self._join(self._take_off_load(record))).release()
+            await self._load_found(record)
         except AdapterdError as error:
             log.warning("adapter %s stays as it is: %s", record.name, error.message)
             return isinstance(error, AdapterRefused)
         return True
+
+    async def _load_found(self, record: Record) -> None:
+        """Move a name to what its place holds."""
+        (await self._join(self._take_off_load(record))).release()
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterStatus:
         """Keep an adapter in host memory, and on the device from its first use on; loads it. Or let it go again.
@@ -657,7 +599,7 @@ class Adapters:
         lease = await self.ready(name) if is_pinned else None
         try:
             if is_pinned and not record.is_pinned:
-                check_pin(record, self._registry.records(), self._budgets)
+                check_pin(record, self._registry.records(), self._pointing.budgets)
                 check_tenant_pin(record, self._registry.records(), self._tenants)
             self._set_pin(record, is_pinned)
         finally:
@@ -669,7 +611,7 @@ class Adapters:
 
     def _set_pin(self, record: Record, is_pinned: bool) -> None:
         record.is_pinned = is_pinned
-        self._update_pins(record.digests)
+        self._pointing.update_pins(record.digests)
         if self._index is not None:
             self._index.note(record)
 

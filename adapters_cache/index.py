@@ -179,4 +179,6 @@ def restore(record: Record, row: Mapping[str, Any], stamp: str) -> tuple[str, Ma
     record.sizes = {Tier(tier): size for tier, size in row["sizes"].items()}
     record.task, record.labels, record.heads = row["task"], tuple(row["labels"]), tuple(row["heads"])
     record.loaded_at = row["loaded_at"]
+    if record.manifest and not (row["shares"] or row["history"]):
+        record.stamps = {row["digest"]: stamp}
     return row["digest"], row["shares"]

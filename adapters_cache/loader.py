@@ -18,6 +18,8 @@ from adapters_cache.host import HostLease, HostTier
 from adapters_cache.origin import Origin
 from adapters_cache.registry import Record
 from adapters_cache.residency import Residency
+from adapters_cache.sources import Source
+from adapters_cache.version_files import VersionFiles
 from adapters_cache.workers import Workers
 from server.core import Adapter, BaseInfo
 from server.errors import AdapterChanged, AdapterdError, AdapterRefused, Internal, Unavailable
@@ -42,11 +44,13 @@ class Loader:
         timeout_s: float,
         weights: BaseWeights | None = None,
         pin_memory: bool,
+        versions: VersionFiles | None = None,
     ) -> None:
+        """versions   where replicas keep the files of what their names point to, if they do"""
         self._origin, self._disk, self._host, self._residency = origin, disk, host, residency
         self._base, self._dtype, self._weights, self._pin_memory = base, dtype, weights, pin_memory
         self._disk_workers = Workers("disk", max_concurrent_loads)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._versions = timeout_s, versions
         self._failures = Failures()
 
     async def load(self, record: Record, flight: Flight) -> HostLease:
@@ -76,13 +80,16 @@ class Loader:
         self._failures.forget(name)
 
     async def _read(self, record: Record, flight: Flight) -> Adapter:
+        source: Source = record.source
         if not flight.is_explicit:
             wanted = flight.digest or record.digest
             if wanted and (adapter := await self._from_disk(wanted)) is not None:
                 return replace(adapter, manifest=replace(adapter.manifest, name=record.name))
             if flight.digest and self._disk is not None and flight.digest in self._disk:
                 raise Unavailable(f"version {wanted[:DIGEST_CHARS]} of {record.name!r} cannot be read; try again later")
-            if flight.digest:
+            if (version := await self._find_version(record, wanted)) is not None:
+                source = version
+            elif flight.digest:
                 raise AdapterChanged(
                     f"adapter {record.name!r} has no version {wanted[:DIGEST_CHARS]} on disk any more; call SetTraffic"
                     " with another one",
@@ -91,16 +98,15 @@ class Loader:
             self._failures.check(record.name)
         known = None if flight.is_explicit else self._failures.find(record.name)
         try:
-            reading = await self._origin.read(
-                record.source, record.name, self._build, known=known, on_begin=flight.begin
-            )
+            reading = await self._origin.read(source, record.name, self._build, known=known, on_begin=flight.begin)
         except Unavailable:
             self._failures.back_off(record.name)
             raise
         flight.is_reading = False
         if known is not None and reading.found is known.error:
             raise again(known.error)
-        flight.stamp = reading.stamp
+        if source is record.source:
+            flight.stamp = reading.stamp
         try:
             adapter = self._accept(reading.found, record, flight)
         except AdapterRefused as error:
@@ -109,6 +115,13 @@ class Loader:
         self._failures.forget(record.name)
         await self.keep(adapter)
         return adapter
+
+    async def _find_version(self, record: Record, digest: str) -> Source | None:
+        """The files that are kept of what a name points to."""
+        stamp = record.stamps.get(digest, "")
+        if self._versions is None or not stamp:
+            return None
+        return await self._origin.look(str(self._versions.folder), record.name, self._versions.find, stamp)
 
     async def keep(self, adapter: Adapter) -> bool:
         """Put an adapter on disk; whether it is there now."""
@@ -133,7 +146,13 @@ class Loader:
         self._residency.check_size(found)
         # a read that something newer has overtaken moves no name: it serves those who waited for it
         is_moving = not (flight.is_explicit or flight.is_overtaken(record.served))
-        if is_moving and record.digest and found.digest != record.digest:
+        if flight.digest and found.digest != flight.digest:
+            raise AdapterChanged(
+                f"the files of version {flight.digest[:DIGEST_CHARS]} of {record.name!r} hold another one; publish it"
+                " again",
+                adapter=record.name,
+            )
+        if is_moving and record.digest and found.digest != record.digest and not flight.digest:
             raise AdapterChanged(
                 f"adapter {record.name!r} changed at its origin since {record.digest[:DIGEST_CHARS]}; call Load to"
                 " move the name to what is there now, or put the old files back",

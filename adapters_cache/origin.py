@@ -109,6 +109,10 @@ class Origin:
                 return found
         return None
 
+    async def look(self, place: str, name: str, find: Callable[[str, str], T], what: str) -> T:
+        """What `find` gives for a name and `what`, in a thread of the place."""
+        return await self._at(place).run(name, find, name, what)
+
     async def read(
         self,
         source: Source,

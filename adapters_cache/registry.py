@@ -33,6 +33,7 @@ class Record:
     shares      percent of the requests that other digests answer, by digest
     history     digests that the name pointed to before, the latest first
     stamp       of the source when it was last read
+    stamps      of the source when it held these digests, as far as that is known
     manifest    of the last successful read, with this name; stays when the adapter is unloaded, as does
     sizes       the bytes it takes in each tier
     """
@@ -45,6 +46,7 @@ class Record:
     shares: Mapping[str, int] = field(default_factory=dict)
     history: tuple[str, ...] = ()
     stamp: str = ""
+    stamps: Mapping[str, str] = field(default_factory=dict)
     manifest: Manifest | None = None
     sizes: Mapping[Tier, int] = field(default_factory=dict)
     task: str = ""

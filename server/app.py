@@ -155,6 +155,8 @@ class App:
             pin_memory=is_cuda,
             check=prober.check_adapter if prober else None,
             tenants=self.tenants,
+            has_replicas=bool(config.api.replicas),
+            shared=config.cache.adapters[0] if config.api.publish_folder else None,
         )
         await self.adapters.start()
         started.push_async_callback(self.adapters.stop)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+PUBLISH_LOCK = ".publish.lock"  # in a folder that adapters are published to: held by who changes them
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 

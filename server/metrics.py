@@ -225,6 +225,10 @@ class Metrics:
                     with suppress(KeyError):
                         series.remove(adapter, digest)
 
+    def order_done(self, outcome: str) -> None:
+        """An order to all replicas was "written" here, another's was "followed", or could not be: "failed"."""
+        self._orders[outcome].inc()
+
     def slots(self, leased: int, idle: int) -> None:
         """Device slots that hold an adapter: those a batch is using, and those that could be evicted."""
         self._slots_leased.set(leased)
@@ -291,6 +295,8 @@ class Metrics:
             registry=self.registry,
         )
         self._version_failures = self._counter("version_failures", "Of those, the ones that failed.", version)
+        orders = self._counter("orders", "Orders that move a name in all replicas.", ("outcome",))
+        self._orders = {outcome: orders.labels(outcome) for outcome in ("written", "followed", "failed")}
         slots = self._gauge("slots", "Device slots that hold an adapter.", ("state",))
         self._slots_leased = slots.labels("leased")
         self._slots_idle = slots.labels("idle")

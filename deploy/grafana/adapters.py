@@ -7,6 +7,7 @@ from panels import SERVERS, Query, graph, heatmap, mean, now, quantile, rate, ra
 NAME, TITLE = "adapters", "adapters and cache"
 TEXT = "Tiers, loads and evictions; the adapters that are asked for most; versions that share requests."
 REQUESTS = "adapterd_adapter_requests_total"
+ORDERS = "adapterd_orders_total"
 VERSION = "adapterd_version_request_duration_seconds"
 VARIABLES = {
     "instance": "label_values(adapterd_build_info, instance)",
@@ -184,6 +185,15 @@ ROWS = {
             "percentunit",
             limit=0.05,
             most=1.0,
+        ),
+    ],
+    "Replicas": [
+        graph(
+            "Orders",
+            "That move a name in all replicas: written by this server, followed from others, or not followed so far.",
+            [Query(f"sum by (outcome) (increase({ORDERS}{{{SERVERS}}}[$__rate_interval]))", "{{outcome}}")],
+            "short",
+            width=24,
         ),
     ],
 }

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from adapterd.v1 import adapters_pb2, inference_pb2, replicas_pb2
+from adapters_cache.version_files import VersionFiles
 from server.api import oip
 from server.api.admin import AdaptersServicer
 from server.api.answering import Answering
@@ -106,6 +107,7 @@ class Listener:
             self._config.max_publish_bytes,
             gate.audit,
             info,
+            VersionFiles(Path(folder)) if folder and self._config.replicas else None,
         )
         handlers = (
             service_handler(INFERENCE, inference, gate.caller),

@@ -12,18 +12,18 @@ from typing import BinaryIO, Protocol
 
 from adapterd.v1 import adapters_pb2 as v1
 from adapters_cache.registry import is_name
+from adapters_cache.version_files import VersionFiles
 from server.api.convert import to_name
 from server.audit import Audit
 from server.core import ANYONE, BASE, AdapterStatus, BaseInfo, Tenant, Tier
-from server.errors import AdapterNotFound, InvalidInput, Overloaded, TooLarge
-from server.folders import folder_beside, put_in_place
+from server.errors import AdapterNotFound, InvalidInput, Overloaded, TooLarge, Unavailable
+from server.folders import PUBLISH_LOCK, folder_beside, put_in_place
 from server.tenants import require_own
 
 MAX_FILES = 100
 MAX_PUBLISHING = 8  # at a time, by all callers of this process
 MAX_CHECKING = 2  # of those, in threads that others need too
 SETUP_CONFIG = "adapter_setup.json"  # as adapters_cache.formats.setups calls it, which brings torch along
-LOCK = ".publish.lock"
 
 
 class Engine(Protocol):
@@ -36,13 +36,21 @@ class Engine(Protocol):
 class Publisher:
     """One at a time, in all processes that publish to `folder`.
 
-    folder   None where nothing may be published
+    folder     None where nothing may be published
+    versions   keeps the files that others take the place of, for replicas that do not have them
     """
 
     def __init__(
-        self, engine: Engine, folder: Path | None, max_bytes: int, audit: Audit, base: BaseInfo | None = None
+        self,
+        engine: Engine,
+        folder: Path | None,
+        max_bytes: int,
+        audit: Audit,
+        base: BaseInfo | None = None,
+        versions: VersionFiles | None = None,
     ) -> None:
         self._engine, self._folder, self._max_bytes, self._base = engine, folder, max_bytes, base
+        self._versions = versions
         self._audit = audit
         self._num_publishing = 0
         self._checking = asyncio.Semaphore(MAX_CHECKING)
@@ -99,11 +107,15 @@ class Publisher:
             status = await self._engine.get(name, tenant)
         except AdapterNotFound:
             raise InvalidInput(f"{name!r} has no version yet to share its requests; publish without percent") from None
-        if status.tier is Tier.ORIGIN:
+        # its files may be kept while its folder holds a later version
+        is_kept = self._versions is not None and bool(status.versions and status.versions[0].digest)
+        if status.tier is Tier.ORIGIN and not is_kept:
             await self._engine.load(name, tenant)
 
     async def _swap(self, name: str, aside: Path, into: Path, percent: int, tenant: str) -> tuple[AdapterStatus, str]:
         async with self._swapping, _alone(into.parent):
+            if self._versions is not None:
+                await self._keep(self._versions, name)
             was_there = await asyncio.to_thread(put_in_place, aside, into)
             try:
                 return await self._engine.load(name, tenant, percent)
@@ -113,6 +125,15 @@ class Publisher:
                 else:
                     await asyncio.to_thread(shutil.rmtree, into, True)
                 raise
+
+    async def _keep(self, versions: VersionFiles, name: str) -> None:
+        try:
+            await asyncio.to_thread(versions.keep, name)
+        except OSError as error:
+            raise Unavailable(
+                f"the version of {name!r} before cannot be kept in publish_folder: {error.strerror}; see that there is"
+                " room and that the server may write"
+            ) from error
 
     async def _receive(self, first: v1.PublishRequest, rest: AsyncIterator[v1.PublishRequest], aside: Path) -> None:
         """Write every piece to its file."""
@@ -141,7 +162,7 @@ class Publisher:
 @asynccontextmanager
 async def _alone(folder: Path) -> AsyncIterator[None]:
     """Only one task of all processes at a time; the lock goes with the process that holds it."""
-    with (folder / LOCK).open("a") as file:
+    with (folder / PUBLISH_LOCK).open("a") as file:
         await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
         yield
 

@@ -632,4 +632,4 @@ async def test_many_callers_with_little_room_all_get_their_adapter(
     adapters.check_integrity()
     for name in digests:
         await adapters.unload(name)
-    assert adapters._host.used_bytes == 0 and not adapters._all_flights and not adapters._unloading
+    assert adapters._host.used_bytes == 0 and not adapters._all_flights and not adapters._pointing.unloading

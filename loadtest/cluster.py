@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -11,16 +12,19 @@ import numpy as np
 from rich.progress import Progress
 
 from adapterd import routing
+from adapters_cache.following import FOLLOW_S
 from loadtest.bench import machine
 from loadtest.figures import Figure, at_least, at_most
 from loadtest.fleet.popularity import zipf
-from loadtest.replicas import BATCH_SAMPLES, Answered, Replicas, closed_loop, replicas, shares
+from loadtest.replicas import BATCH_SAMPLES, Answered, Replicas, closed_loop, make_version, replicas, shares
 
 COUNTS = (1, 2, 4)
 BATCH_S = (0.1, 0.05, 0.025, 0.0125)  # of the simulated device, from slow to faster than this machine can feed four of
 CALLERS = 4 * BATCH_SAMPLES  # for each replica: a batch computes, one waits, and there are more than enough
 LINEAR, EXPONENT = 0.95, 1.0
 HOT_CALLERS, OTHER_CALLERS = 5 * BATCH_SAMPLES, BATCH_SAMPLES
+NUM_PUBLISHED, PUBLISH_S = 5, 5.0
+BOUND_S = FOLLOW_S + 0.5  # a look at the orders, and the load of an adapter of this size beside full devices
 HITS, MISSES = (f'adapterd_{what}_total{{tier="device"}}' for what in ("hits", "misses"))
 
 
@@ -73,6 +77,22 @@ class HotRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishRow:
+    """A new version of an adapter that all replicas are answering for.
+
+    took_s       until Publish had answered
+    last_old_s   after that, until the last reply of the version before
+    others       replies of neither version
+    """
+
+    took_s: float
+    last_old_s: float
+    num_replies: int
+    others: int
+    num_failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterReport:
     """limit_per_s   that this machine answers in front of devices that take no time"""
 
@@ -83,25 +103,33 @@ class ClusterReport:
     rows: list[Row]
     hits: list[HitRow]
     hot: list[HotRow]
+    published: list[PublishRow]
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        below = [row for row in self.rows if row.num_replicas > 1 and row.device_per_s <= self.limit_per_s / 2]
-        without, spilling = self.hot
+        most = self.limit_per_s / 2
+        below = [row.linear for row in self.rows if row.num_replicas > 1 and row.device_per_s <= most]
+        (without, spilling), published = self.hot, self.published
         return (
-            at_least("least throughput / linear, below half the machine's limit", min(r.linear for r in below), LINEAR),
+            at_least(
+                "least throughput / linear, below half the machine's limit",
+                min(below, default=0.0),
+                LINEAR,
+            ),
             at_most("requests that failed", sum(row.num_failed for row in self.rows), 0),
             at_least("hit rate by adapter / at random", self.hits[0].hit_rate / self.hits[1].hit_rate, 1.0),
             at_least(
                 "hot adapter's throughput, with spill-over / without", spilling.hot_per_s / without.hot_per_s, 1.5
             ),
             at_most("others' p95, with spill-over / without", spilling.others_p95_s / without.others_p95_s, 1.0),
+            at_most("last reply of the version before a publish, s", max(r.last_old_s for r in published), BOUND_S),
+            at_most("replies of neither version, and failures", sum(r.others + r.num_failed for r in published), 0),
         )
 
 
 def run(plan: Plan, command: str) -> ClusterReport:
     with replicas(max(plan.counts), plan.num_adapters) as cluster, Progress() as bar:
-        total = len(plan.counts) * len(plan.batch_s) + 1 + 2 + 2
+        total = len(plan.counts) * len(plan.batch_s) + 1 + 2 + 2 + NUM_PUBLISHED
         task = bar.add_task("replicas", total=total)
         return asyncio.run(_measure(cluster, plan, command, lambda: bar.advance(task)))
 
@@ -135,7 +163,12 @@ async def _measure(cluster: Replicas, plan: Plan, command: str, advance: Callabl
     for spills in (False, True):
         hot.append(await _hot(cluster, plan, spills))
         advance()
-    return ClusterReport(machine("cpu", "float32"), command, plan, limit.rate(plan.seconds), rows, hits, hot)
+    published = []
+    for number in range(NUM_PUBLISHED):
+        published.append(await _publish(cluster, plan, number))
+        advance()
+    rate = limit.rate(plan.seconds)
+    return ClusterReport(machine("cpu", "float32"), command, plan, rate, rows, hits, hot, published)
 
 
 async def _throughput(cluster: Replicas, plan: Plan, batch_s: float, number: int) -> Answered:
@@ -184,6 +217,35 @@ async def _hot(cluster: Replicas, plan: Plan, spills: bool) -> HotRow:
         others_per_s=len(theirs) / plan.seconds,
         others_p95_s=float(np.quantile(theirs, 0.95)),
         replicas=len({replica for name, replica in pairs if name == hot}),
+    )
+
+
+async def _publish(cluster: Replicas, plan: Plan, number: int) -> PublishRow:
+    """Half of the callers ask for the adapter that is published, at any replica, and half for others."""
+    replicas = max(plan.counts)
+    cluster.set_batch_s(plan.batch_s[-1])
+    await cluster.use(replicas)
+    name, draw_other = cluster.names[number], _uniform(cluster.names[NUM_PUBLISHED:])
+    version = await asyncio.to_thread(make_version, cluster, name, 10_000 + number)
+    async with cluster.client() as client, cluster.at_random(replicas) as random_one:
+        old = (await client.load(name)).adapter.digest
+        load = asyncio.create_task(
+            closed_loop(
+                random_one, lambda caller: name if caller % 2 else draw_other(caller), CALLERS, PUBLISH_S, PUBLISH_S / 4
+            )
+        )
+        await asyncio.sleep(PUBLISH_S / 2)
+        begun = time.monotonic()
+        new = (await client.publish(version, name)).adapter.digest
+        done = time.monotonic()
+        answered = await load
+    replies = [reply for reply in answered.replies() if reply[0] == name]
+    return PublishRow(
+        took_s=done - begun,
+        last_old_s=max((at - done for _, digest, at in replies if digest == old), default=0.0),
+        num_replies=len(replies),
+        others=sum(digest not in (old, new) for _, digest, _ in replies),
+        num_failed=len(answered.failures),
     )
 
 

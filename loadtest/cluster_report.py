@@ -26,7 +26,10 @@ drawn evenly); a tenth of the adapters ({DEVICE_SHARE:.0%}) fits onto one device
 {COUNTS[-1]} replicas answer whose devices take no time.
 
 Hit rates are of look-ups on the devices, Zipf(1), {COUNTS[-1]} replicas. For the hot adapter {HOT_CALLERS} callers ask
-for one adapter and {OTHER_CALLERS} for all others; without spill-over no replica is passed by."""
+for one adapter and {OTHER_CALLERS} for all others; without spill-over no replica is passed by. Each publish is of an
+adapter that half of {CALLERS} callers ask for, at any of {COUNTS[-1]} replicas by chance: all answer for it. Times of
+the last old reply count from when Publish had answered; the limit is a look at the orders and half a second for the
+load."""
 
 
 def print_report(report: ClusterReport) -> None:
@@ -76,11 +79,24 @@ def _sections(report: ClusterReport) -> list[Section]:
         )
         for row in report.hot
     ]
+    published = [
+        (
+            f"{number}",
+            f"{row.took_s * 1000:.0f} ms",
+            f"{row.last_old_s * 1000:.0f} ms",
+            f"{row.num_replies:,}",
+            f"{row.others}",
+            f"{row.num_failed}",
+        )
+        for number, row in enumerate(report.published, 1)
+    ]
+    published_header = ("publish", "took", "last old reply after", "replies", "of neither version", "failed")
     hot_header = ("spill-over", "replicas that answer it", "hot, /s", "its p95", "others, /s", "their p95")
     return [
         Section("Throughput", "", [Table(header, rows)]),
         Section("Hit rate", "", [Table(("requests go", "found on the device"), hits)]),
         Section("One hot adapter", "", [Table(hot_header, hot)]),
+        Section("Publishing under load", "", [Table(published_header, published)]),
     ]
 
 

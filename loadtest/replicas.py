@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,10 @@ class Answered:
 
     def rate(self, seconds: float) -> float:
         return len(self.latency_s) / seconds
+
+    def replies(self) -> Iterator[tuple[str, str, float]]:
+        """Adapter, digest and time of each."""
+        return zip(self.adapter, self.digest, self.done_s, strict=True)
 
     def of(self, adapter: str, *, others: bool = False) -> NDArray[np.float64]:
         """Latencies of one adapter's requests, or of all others', seconds."""
@@ -109,14 +113,16 @@ def replicas(number: int, num_adapters: int, settings: Sequence[str] = ()) -> It
             f"cache.device_bytes={int(DEVICE_SHARE * num_adapters * slot_bytes)}",
             "api.advertise=127.0.0.1",
             f"api.replicas=file:{folder}/replicas",
+            f"api.publish_folder={folder}/adapters",
             "api.reload_s=0.2",
             *settings,
         )
         options += [part for setting in own for part in ("--set", setting)]
 
-        def start(_: int) -> Served:
+        def start(number: int) -> Served:
             environment = {VARIABLE: str(folder / "batch_s")}
-            return running.enter_context(served(*options, module="loadtest.simulated", environment=environment))
+            disk = ("--disk", str(folder / f"disk-{number}"))  # one server's own
+            return running.enter_context(served(*options, *disk, module="loadtest.simulated", environment=environment))
 
         with ThreadPoolExecutor(number) as pool:
             servers = list(pool.map(start, range(number)))
@@ -157,6 +163,14 @@ async def closed_loop(
 
     await asyncio.gather(*map(call, range(num_callers)))
     return answered
+
+
+def make_version(cluster: Replicas, name: str, seed: int) -> Path:
+    """A folder with another adapter of this name."""
+    base = load_base(ModelConfig(base=str(cluster.folder / "base"), device="cpu"))
+    path = cluster.folder / "versions" / f"{seed}" / name
+    write_checkpoint(path, replace(random_checkpoint(base, seed), name=name), base.info)
+    return path
 
 
 def _make_adapters(base_path: Path, folder: Path, number: int) -> tuple[tuple[str, ...], int]:

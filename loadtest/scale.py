@@ -28,6 +28,8 @@ from adapters_cache.books import Books, Entry
 from loadtest.bench import machine
 from loadtest.children import served
 from loadtest.fleet.popularity import zipf
+from loadtest.scale_origin import NUM_FOLDERS, NUM_ORDERS, OriginRow
+from loadtest.scale_origin import measure as measure_origin
 from loadtest.tiny import make_base
 from server.core import Adapter, Tier
 from server.metrics import Metrics
@@ -48,6 +50,7 @@ class Plan:
     num_requests  that fill the caches, and as many that are counted
     room          adapters that fit onto one replica
     num_batches   of each device in the simulation of load, after as many that are not counted
+    num_folders, num_orders   that are looked at and read, for what each of them costs
     """
 
     counts: tuple[int, ...] = COUNTS
@@ -55,6 +58,8 @@ class Plan:
     num_requests: int = 1_000_000
     room: int = 5_000
     num_batches: int = 150
+    num_folders: int = NUM_FOLDERS
+    num_orders: int = NUM_ORDERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ class ScaleReport:
     caches: list[CacheRow]
     loads: list[LoadRow]
     clients: list[ClientRow]
+    origin: OriginRow
 
 
 class Ring:
@@ -167,7 +173,8 @@ def run(plan: Plan, command: str) -> ScaleReport:
                     bar.advance(task)
             clients.append(_client(number))
             bar.advance(task)
-    return ScaleReport(machine("cpu", "float32"), command, plan, rings, caches, loads, clients)
+        origin = measure_origin(plan.num_folders, plan.num_orders)
+    return ScaleReport(machine("cpu", "float32"), command, plan, rings, caches, loads, clients, origin)
 
 
 def _ring(number: int, points: int, hashes: NDArray[np.uint64]) -> RingRow:

@@ -26,6 +26,13 @@ A real client in a process of its own, before one real server that listens at as
 {CLIENT_CALLS:,} calls for as many adapters, which nobody has, so that only the way there is measured."""
 
 
+ORIGIN = """\
+Measured here, on a local disk with everything cached, and multiplied: a look at the shared folder, what a replica knows
+of a name that nobody asked for, and the log of orders of a name that was published twice. A look takes at most a
+twentieth of a core, so the time between two looks grows with the folders; orders are followed every half second,
+whatever their number."""
+
+
 def print_report(report: ScaleReport) -> None:
     for section in _sections(report):
         print(f"\n{section.heading}\n")
@@ -73,6 +80,16 @@ def _sections(report: ScaleReport) -> list[Section]:
         )
         for row in report.clients
     ]
+    names, origin = report.plan.num_adapters, report.origin
+    folder = [
+        ("a look at the folder", f"{origin.scan_s * 1e6:.0f} us", f"{origin.scan_s * names:,.0f} s"),
+        ("between two looks", "", f"{origin.between_looks_s(names):,.0f} s"),
+        ("memory for a name", f"{origin.record_bytes:,.0f} B", f"{origin.record_bytes * names / 2**20:,.0f} MiB"),
+        ("the log of orders", f"{origin.order_bytes:,.0f} B", f"{origin.order_bytes * names / 2**20:,.0f} MiB"),
+        ("memory for an order", f"{origin.order_memory:,.0f} B", f"{origin.order_memory * names / 2**20:,.0f} MiB"),
+        ("reading the log at start", f"{origin.order_s * 1e6:.0f} us", f"{origin.order_s * names:,.0f} s"),
+        ("writing an order", f"{origin.append_s * 1e3:.1f} ms", ""),
+    ]
     load_header = ("replicas", "Zipf", "hottest", "spill-over", "p50 of waits", "p99", "refused", "copies")
     client_header = ("replicas", "until the first answer", "holds then", "connected to all", "a call then")
     return [
@@ -80,4 +97,5 @@ def _sections(report: ScaleReport) -> list[Section]:
         Section("Caches", CACHE, [Table(("replicas", "hits by adapter", "hits at random"), caches)]),
         Section("Load", LOAD, [Table(load_header, loads)]),
         Section("A client", CLIENT, [Table(client_header, clients)]),
+        Section("The shared folder", ORIGIN, [Table(("", "each", f"{names:,}"), folder)]),
     ]

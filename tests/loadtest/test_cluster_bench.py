@@ -22,6 +22,8 @@ def test_replicas_are_measured_and_reported(tmp_path: Path) -> None:
     without, spilling = report.hot
     assert without.replicas == 1 < spilling.replicas
     assert spilling.hot_per_s > without.hot_per_s
+    for row in report.published:
+        assert row.num_replies > 0 == row.others == row.num_failed and row.last_old_s < 3
     write_report(tmp_path, report)
     page = (tmp_path / "cluster.md").read_text()
     assert "of linear" in page and (tmp_path / "cluster.png").stat().st_size > 1000
@@ -29,7 +31,9 @@ def test_replicas_are_measured_and_reported(tmp_path: Path) -> None:
 
 
 def test_a_small_cluster_is_simulated_and_reported(tmp_path: Path) -> None:
-    plan = scale.Plan((8,), num_adapters=2000, num_requests=4000, room=200, num_batches=20)
+    plan = scale.Plan(
+        (8,), num_adapters=2000, num_requests=4000, room=200, num_batches=20, num_folders=50, num_orders=200
+    )
     report = scale.run(plan, "python -m loadtest scale")
     for row in report.caches:
         assert row.by_adapter > row.at_random
@@ -37,6 +41,7 @@ def test_a_small_cluster_is_simulated_and_reported(tmp_path: Path) -> None:
         assert off.copies == 1.0 <= on.copies and on.p99_s <= off.p99_s
     assert all(row.busiest >= 1 for row in report.rings)
     assert [row.num_replicas for row in report.clients] == [8]
+    assert min(report.origin.scan_s, report.origin.order_s, report.origin.append_s, report.origin.order_bytes) > 0
     write_scale(tmp_path, report)
     assert "busiest" in (tmp_path / "scale.md").read_text()
 

@@ -248,7 +248,13 @@ class Adapters:
         self._metrics.cache_miss(Tier.HOST)
         if digest in record.shares:
             return await self._ready_share(record, digest, key)
-        return await self._join(self._flight_of(record))
+        try:
+            return await self._join(self._flight_of(record))
+        except (AdapterChanged, Unavailable):
+            # its files may be gone, for another replica has moved the name a moment ago
+            if self._following is None or not await self._following.has_moved(record, digest):
+                raise
+        return await self.ready(name, key, version)
 
     def _flight_of(self, record: Record) -> Flight:
         """What brings the adapter that a name points to: a Load that is under way does where nothing else can."""

@@ -119,6 +119,13 @@ class Following:
         """
         return await self._shielded(self._taken_over(record, load))
 
+    async def has_moved(self, record: Record, digest: str) -> bool:
+        """Whether a name points elsewhere than to `digest`, now that the log has been looked at."""
+        if self.is_shared(record):
+            async with self._lock(record.name):
+                await self._catch_up(record.name)
+        return record.digest != digest
+
     async def gone(self, record: Record) -> None:
         """A folder is gone: so are its versions, and what was ordered of them."""
         if self.is_shared(record):

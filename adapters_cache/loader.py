@@ -81,8 +81,8 @@ class Loader:
 
     async def _read(self, record: Record, flight: Flight) -> Adapter:
         source: Source = record.source
+        wanted = flight.digest or record.digest
         if not flight.is_explicit:
-            wanted = flight.digest or record.digest
             if wanted and (adapter := await self._from_disk(wanted)) is not None:
                 return replace(adapter, manifest=replace(adapter.manifest, name=record.name))
             if flight.digest and self._disk is not None and flight.digest in self._disk:
@@ -102,6 +102,10 @@ class Loader:
         except Unavailable:
             self._failures.back_off(record.name)
             raise
+        except FileNotFoundError as error:
+            if source is record.source:
+                raise
+            raise _removed(record, wanted) from error
         flight.is_reading = False
         if known is not None and reading.found is known.error:
             raise again(known.error)
@@ -110,6 +114,8 @@ class Loader:
         try:
             adapter = self._accept(reading.found, record, flight)
         except AdapterRefused as error:
+            if source is not record.source and await self._find_version(record, wanted) is None:
+                raise _removed(record, wanted) from error
             self._failures.remember(record.name, reading.stamp, error)
             raise
         self._failures.forget(record.name)
@@ -159,3 +165,10 @@ class Loader:
                 adapter=record.name,
             )
         return found
+
+
+def _removed(record: Record, digest: str) -> Unavailable:
+    return Unavailable(
+        f"version {digest[:DIGEST_CHARS]} of {record.name!r} was removed while it was read, for another replica has"
+        " moved the name; try again"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +23,7 @@ from adapters_cache.version_files import VERSIONS, VersionFiles
 from adapters_cache.watch import News
 from server.config import CacheConfig
 from server.core import Adapter, BaseInfo, Tier
-from server.errors import AdapterChanged, InvalidInput, Unavailable
+from server.errors import AdapterChanged, AdapterdError, InvalidInput, Unavailable
 from server.folders import folder_beside, put_in_place
 from server.metrics import Metrics
 
@@ -82,7 +83,7 @@ def publish(folder: Path, base: BaseInfo) -> Callable[..., Awaitable[str]]:
             was_there = put_in_place(aside, folder / "reviews")
             try:
                 await adapters.load("reviews", percent)
-            except Unavailable:
+            except AdapterdError:
                 assert was_there
                 put_in_place(aside, folder / "reviews")
                 raise
@@ -212,6 +213,41 @@ async def test_two_that_divide_at_once_end_alike(start: Start, publish: Any) -> 
         await asyncio.gather(*asked)
         digest, shares, _ = await same(a, b)
         assert {digest, *shares} == {old, new} and list(shares.values())[0] in (percent, percent + 50)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_is_asked_of_any_replica_all_end_alike(start: Start, publish: Any, seed: int) -> None:
+    replicas = [await start(name) for name in "abc"]
+    chance, publishing, is_over = random.Random(seed), asyncio.Lock(), False
+    await publish(replicas[0], 0)
+
+    async def move(number: int) -> None:
+        adapters = chance.choice(replicas)
+        versions = [status.digest for status in adapters.get("reviews").versions if status.digest]
+        match chance.randrange(8):
+            case 0 | 1 | 2:
+                async with publishing:  # as the lock of the folder has it
+                    percent = chance.choice((10, 100)) if adapters.get("reviews").manifest else 100
+                    await publish(adapters, 1 + number, percent)
+            case 3:
+                await adapters.unload("reviews")
+            case _ if versions:
+                await adapters.set_traffic("reviews", {chance.choice(versions): chance.choice((0, 30, 100))})
+
+    async def keep_asking(adapters: Adapters) -> None:
+        while not is_over:
+            await ask(adapters, str(chance.random()))
+            await asyncio.sleep(0.005)
+
+    await same(*replicas)
+    askers = [asyncio.create_task(keep_asking(adapters)) for adapters in replicas]
+    for number in range(0, 24, 3):
+        for outcome in await asyncio.gather(*map(move, range(number, number + 3)), return_exceptions=True):
+            assert outcome is None or isinstance(outcome, InvalidInput | Unavailable | AdapterChanged), outcome
+    is_over = True
+    await asyncio.gather(*askers)  # none of them failed
+    await chance.choice(replicas).load("reviews")  # a name that was unloaded each has read by itself
+    await same(*replicas)
 
 
 async def test_an_order_that_cannot_be_written_leaves_the_name(start: Start, publish: Any, folder: Path) -> None:

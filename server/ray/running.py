@@ -1,0 +1,95 @@
+"""An application on a Ray cluster, or on a Ray of its own on this machine: brought up, and taken down."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import ProxyLocation
+
+from server.config import is_loopback
+from server.errors import InvalidInput, Unavailable
+from server.ray import leftovers
+from server.ray.application import of_plan
+from server.ray.members import NAMESPACE, Membership
+from server.ray.plan import Plan
+
+NAME = "adapterd"  # of the application
+LISTED_S = 30.0  # until those that serve have found each other
+LOOK_S = 0.1
+# Ray's usage statistics go out to the network, and nobody asked for them here.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@contextmanager
+def connected(address: str, is_local: bool) -> Iterator[None]:
+    """
+    address    of a running cluster, as `ray.init` takes it
+    is_local   none is asked for: one on this machine, which ends with this process
+
+    Raises Unavailable if nobody answers at the address.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        if is_local:
+            ray.init("local", namespace=NAMESPACE, include_dashboard=False)
+        else:
+            ray.init(address, namespace=NAMESPACE)
+    except (ConnectionError, ValueError, RayError) as error:
+        raise Unavailable(f"no Ray cluster answers at {address!r}: {error}; start one with ray start --head") from error
+    try:
+        yield
+    finally:
+        ours = leftovers.descendants()
+        ray.shutdown()
+        if is_local:
+            leftovers.end(ours)
+
+
+def up(plan: Plan) -> Collection[str]:
+    """Have the application; gives host:port of its replicas, when as many as asked for serve.
+
+    Raises InvalidInput for a plan that this cluster cannot run, Unavailable if the servers do not come up.
+    """
+    _require_reachable(plan)
+    members = Membership(NAME)
+    members.start()
+    serve.start(proxy_location=ProxyLocation.Disabled)
+    try:
+        serve.run(of_plan(plan), name=NAME, route_prefix=None)
+    except RuntimeError as error:
+        raise Unavailable(f"the application does not come up: {error}") from error
+    return _listed(members, plan.bounds[0])
+
+
+def down() -> None:
+    """Take the application away; returns when its servers have answered what they accepted."""
+    members = Membership(NAME)
+    serve.delete(NAME)
+    members.start()
+    members.end()
+
+
+def _listed(members: Membership, num_replicas: int) -> Collection[str]:
+    until = time.monotonic() + LISTED_S
+    while len(found := members.listed()) < num_replicas:
+        if time.monotonic() > until:
+            raise Unavailable(f"{len(found)} of {num_replicas} replicas are listed after {LISTED_S:g} s")
+        time.sleep(LOOK_S)
+    return found
+
+
+def _require_reachable(plan: Plan) -> None:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    host = plan.config().api.host
+    if len(nodes) > 1 and is_loopback(host):
+        raise InvalidInput(
+            f"host {host!r} is reached from its own machine only, and this cluster has {len(nodes)} nodes; listen"
+            " everywhere: --host 0.0.0.0, with --tenants or --allow-anonymous"
+        )

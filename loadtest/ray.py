@@ -54,9 +54,9 @@ as before; what replaces it has to load Python, torch and the base anew. Home: o
 came from the replica that answered most for their adapter."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cluster:
-    """A command that runs, and the replicas that it told of."""
+    """A command that runs, and its replicas as far as they are known."""
 
     pid: int
     addresses: tuple[str, ...]
@@ -226,6 +226,8 @@ class Watch:
                 stub = replicas_pb2_grpc.ReplicasStub(channel)  # type: ignore[no-untyped-call]
                 with suppress(grpc.RpcError):
                     found = set((await stub.List(replicas_pb2.ListReplicasRequest(), timeout=LOOK_TIMEOUT_S)).addresses)
+                    if not found:
+                        continue  # it has just come, and knows nobody
                     self._known = [*(one for one in self._known if one in found), *(found - set(self._known))]
                     break
         return set(self._known)
@@ -240,7 +242,7 @@ async def _until(watch: Watch, is_so: Callable[[set[str]], bool], began: float) 
 
 
 async def row_of(fault: str, cluster: Cluster, names: Sequence[str], calm_s: float = CALM_S) -> Row:
-    """One fault on a cluster that has all its replicas, which are not those of before afterwards."""
+    """One fault on a cluster that has all its replicas."""
     make, is_loss = FAULTS[fault]
     async with AsyncClient(cluster.server) as client:
         for name in names:
@@ -266,6 +268,7 @@ async def row_of(fault: str, cluster: Cluster, names: Sequence[str], calm_s: flo
             await asyncio.sleep(calm_s)
     failed = calls.failures.total() + after.failures.total()
     answered = calls.num_answered + after.num_answered
+    cluster.addresses = tuple(sorted(await watch.listed()))
     return Row(fault, noticed_s, calls.slowest_s, unlisted_s, back_s, answered, failed, after.home_share())
 
 

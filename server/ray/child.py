@@ -64,12 +64,17 @@ class Child:
         try:
             self._wait_ready()
         except BaseException:
-            self._process.kill()
+            self.stop(0)
             raise
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
 
     def health(self) -> Health:
         """What it says of itself. Blocks for `HEALTH_S` at most."""
@@ -92,6 +97,10 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._log.join()
+        for pipe in (self._process.stdin, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
 
     def metrics(self) -> dict[str, float]:
         """Every series by its name and labels. Raises OSError if it does not tell."""

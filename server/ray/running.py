@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import ProxyLocation
+from ray.serve.exceptions import RayServeException
 
 from server.config import is_loopback
 from server.errors import InvalidInput, Unavailable
@@ -22,8 +23,6 @@ from server.ray.plan import Plan
 NAME = "adapterd"  # of the application
 LISTED_S = 30.0  # until those that serve have found each other
 LOOK_S = 0.1
-# Ray's usage statistics go out to the network, and nobody asked for them here.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 @contextmanager
@@ -34,8 +33,7 @@ def connected(address: str, is_local: bool) -> Iterator[None]:
 
     Raises Unavailable if nobody answers at the address.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # they would go out to the network
     try:
         if is_local:
             ray.init("local", namespace=NAMESPACE, include_dashboard=False)
@@ -71,7 +69,8 @@ def up(plan: Plan) -> Collection[str]:
 def down() -> None:
     """Take the application away; returns when its servers have answered what they accepted."""
     members = Membership(NAME)
-    serve.delete(NAME)
+    with suppress(RayServeException):  # Serve has not even started
+        serve.delete(NAME)
     members.start()
     members.end()
 

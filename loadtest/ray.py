@@ -35,6 +35,7 @@ from server.model.base import load_base
 
 NUM_REPLICAS, NUM_ADAPTERS, NUM_CALLERS = 2, 40, 6
 TOKENS = [list(range(5, 21))]
+PAUSE_S = 0.02  # of a caller between calls: on two cores something has to be left for what starts
 SLOW_S = 0.5  # a call that somebody notices
 CALM_S = 2.0  # before a fault, and after all is well again
 LIMIT_S = 90.0
@@ -46,12 +47,13 @@ LOCAL = ("--on", "ray", "--json", "--replicas", str(NUM_REPLICAS), "--cpus-per-r
 SERVER, MEMBERS, REPLICA = "server.ray.guard", "ray::Members", "ray::ServeReplica"
 
 RULES = f"""\
-A small BERT and {NUM_ADAPTERS} adapters on {NUM_REPLICAS} replicas of `adapterd cluster --on ray`, all on this machine.
-{NUM_CALLERS} callers with retries ask without pause, through one `AsyncClient("cluster:...")`. Each fault is a SIGKILL,
-but the drain, which is a SIGTERM. Noticed until: from the fault to the end of the last call that took more than
-{SLOW_S:g} s; 0 where none did. Unlisted after: the other replica's list is without it. Back after: the list has as many
-as before; what replaces it has to load Python, torch and the base anew. Home: of all answers after that, the share that
-came from the replica that answered most for their adapter."""
+A small BERT and {NUM_ADAPTERS} adapters on {NUM_REPLICAS} replicas of `adapterd cluster --on ray`, on one machine.
+{NUM_CALLERS} callers with retries share an `AsyncClient("cluster:...")`; each waits {PAUSE_S * 1000:g} ms after a call.
+Each fault is a SIGKILL, but the drain, which is a SIGTERM. Noticed until: from the fault to the end of the last
+call that took more than {SLOW_S:g} s; 0 where none did. Unlisted after: the other replica's list is without it. Back
+after: the list has as many as before; what replaces it has to load Python, torch and the base anew, on the cores that
+callers and the other replica use. Home: of all answers after that, the share that came from the replica that answered
+most for their adapter."""
 
 
 @dataclass(slots=True)
@@ -138,6 +140,7 @@ async def _ask(client: AsyncClient, names: Sequence[str], calls: Calls) -> None:
         calls.slowest_s = max(calls.slowest_s, took)
         if took > SLOW_S:
             calls.last_slow_at = time.monotonic()
+        await asyncio.sleep(PAUSE_S)
 
 
 @asynccontextmanager

@@ -42,8 +42,9 @@ def run(
             help='Of a running Ray cluster, "auto" or HOST:PORT; without one, a Ray is started on this machine.',
         ),
     ] = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Leave it running; take it down: serve delete adapterd")
+    detach: Annotated[bool, typer.Option("--detach", help="Leave it running there; --down takes it down.")] = False,
+    down: Annotated[
+        bool, typer.Option("--down", help="Take down what runs there; other options play no part.")
     ] = False,
     config: options.Config = None,
     base: options.Base = None,
@@ -73,19 +74,23 @@ def run(
     node. Each server has a folder of its own below --disk.
     """
     with reported(as_json):
-        if detach and not address:
-            raise InvalidInput("--detach needs --address: a Ray that this command starts ends with it")
+        if (detach or down) and not address:
+            name = "--detach" if detach else "--down"
+            raise InvalidInput(f"{name} needs --address: a Ray that this command starts ends with it")
         plan = _plan(context)
         running = _running()
         with running.connected(address or "", is_local=not address), _interruptible():  # Ray sets handlers of its own
+            if not down:
+                running.require_reachable(plan)
             try:
-                with quiet_stdout(as_json):
-                    addresses = running.up(plan)
-                _tell(addresses, as_json, detach)
-                if not detach:
+                if not down:
+                    with quiet_stdout(as_json):
+                        addresses = running.up(plan)
+                    _tell(addresses, as_json, detach)
+                if not (down or detach):
                     signal.pause()
             except KeyboardInterrupt:
-                pass
+                detach = False  # nor is it left half up
             finally:
                 if not detach:
                     with quiet_stdout(as_json):
@@ -115,7 +120,7 @@ def _tell(addresses: Collection[str], as_json: bool, detach: bool) -> None:
     for address in addresses:
         typer.echo(f"serving at {address}")
     typer.echo(f'a client of all of them: Client("{server}")')
-    typer.echo("take it down: serve delete adapterd" if detach else "Ctrl-C takes it down")
+    typer.echo("adapterd cluster --address ADDRESS --down takes it down" if detach else "Ctrl-C takes it down")
 
 
 @contextmanager

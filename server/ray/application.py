@@ -29,9 +29,14 @@ class Arguments(BaseModel):
     gpus_per_replica: float = 0.0
 
 
-def application(args: Arguments) -> Application:
-    """Raises InvalidInput, and pydantic's errors for what Arguments does not have."""
-    return of_plan(Plan(args.settings, args.replicas, args.cpus_per_replica, args.gpus_per_replica))
+def application(args: dict[str, Any]) -> Application:
+    """
+    args   see `Arguments`; Serve would make them of a type only where annotations are no texts
+
+    Raises InvalidInput, and pydantic's errors for what Arguments does not have.
+    """
+    asked = Arguments.model_validate(args)
+    return of_plan(Plan(asked.settings, asked.replicas, asked.cpus_per_replica, asked.gpus_per_replica))
 
 
 def of_plan(plan: Plan) -> Application:

@@ -23,6 +23,7 @@ from server.ray.plan import assignments
 
 HEALTH_S = 5.0  # for an answer; a busy machine is no sick one
 LOOK_S = 0.05  # while it starts
+BEFORE_IT_SERVED = "before it served:"  # and the last lines of its log
 LAST_LINES = 20  # of its log, for the error when it ends by itself
 STOP_MARGIN_S = 5.0  # beyond the drain
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # how this machine reaches what listens everywhere
@@ -119,7 +120,7 @@ class Child:
             if self._process.poll() is not None:
                 self._log.join()
                 raise RuntimeError(
-                    f"the server ended with code {self._process.returncode} before it served:\n" + "".join(self._lines)
+                    f"the server ended with code {self.exit_code} {BEFORE_IT_SERVED}\n" + "".join(self._lines)
                 )
             time.sleep(LOOK_S)
 

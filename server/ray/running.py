@@ -17,6 +17,7 @@ from server.config import is_loopback
 from server.errors import InvalidInput, Unavailable
 from server.ray import leftovers
 from server.ray.application import of_plan
+from server.ray.child import BEFORE_IT_SERVED
 from server.ray.members import NAMESPACE, Membership
 from server.ray.plan import Plan
 
@@ -50,19 +51,29 @@ def connected(address: str, is_local: bool) -> Iterator[None]:
             leftovers.end(ours)
 
 
+def require_reachable(plan: Plan) -> None:
+    """Raises InvalidInput for servers that other nodes' callers would not reach."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    host = plan.config().api.host
+    if len(nodes) > 1 and is_loopback(host):
+        raise InvalidInput(
+            f"host {host!r} is reached from its own machine only, and this cluster has {len(nodes)} nodes; listen"
+            " everywhere: --host 0.0.0.0, with --tenants or --allow-anonymous"
+        )
+
+
 def up(plan: Plan) -> Collection[str]:
     """Have the application; gives host:port of its replicas, when as many as asked for serve.
 
-    Raises InvalidInput for a plan that this cluster cannot run, Unavailable if the servers do not come up.
+    Raises Unavailable if the servers do not come up.
     """
-    _require_reachable(plan)
     members = Membership(NAME)
     members.start()
     serve.start(proxy_location=ProxyLocation.Disabled)
     try:
         serve.run(of_plan(plan), name=NAME, route_prefix=None)
     except RuntimeError as error:
-        raise Unavailable(f"the application does not come up: {error}") from error
+        raise Unavailable(f"the application does not come up: {_why() or error}") from error
     return _listed(members, plan.bounds[0])
 
 
@@ -75,6 +86,12 @@ def down() -> None:
     members.end()
 
 
+def _why() -> str:
+    """What the servers say that did not start; empty where it was something else."""
+    deployments = serve.status().applications[NAME].deployments.values()
+    return "; ".join(said for one in deployments if (said := one.message.partition(BEFORE_IT_SERVED)[2].strip()))
+
+
 def _listed(members: Membership, num_replicas: int) -> Collection[str]:
     until = time.monotonic() + LISTED_S
     while len(found := members.listed()) < num_replicas:
@@ -82,13 +99,3 @@ def _listed(members: Membership, num_replicas: int) -> Collection[str]:
             raise Unavailable(f"{len(found)} of {num_replicas} replicas are listed after {LISTED_S:g} s")
         time.sleep(LOOK_S)
     return found
-
-
-def _require_reachable(plan: Plan) -> None:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    host = plan.config().api.host
-    if len(nodes) > 1 and is_loopback(host):
-        raise InvalidInput(
-            f"host {host!r} is reached from its own machine only, and this cluster has {len(nodes)} nodes; listen"
-            " everywhere: --host 0.0.0.0, with --tenants or --allow-anonymous"
-        )

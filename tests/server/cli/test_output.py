@@ -59,6 +59,7 @@ def test_a_cluster_takes_all_that_serve_takes_but_ports() -> None:
     ("arguments", "says"),
     [
         (("--detach",), "--detach needs --address"),
+        (("--down",), "--down needs --address"),
         (("--replicas", "few"), "'few' is neither a number nor of the form 1..8"),
         (("--set", "api.replicas=file:x"), "leave it out"),
     ],

@@ -38,9 +38,7 @@ class Plan:
     def __post_init__(self) -> None:
         least, most = self.bounds
         if not 1 <= least <= most:
-            raise InvalidInput(
-                f"replicas {self.replicas!r} has to be 1 or more, and its end no less than its beginning"
-            )
+            raise InvalidInput(f"replicas {self.replicas!r} must be 1 or more, and its end no less than its beginning")
         for name in ("num_cpus", "num_gpus"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"{name} {getattr(self, name):g} must be 0 or more")

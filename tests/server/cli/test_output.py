@@ -118,7 +118,7 @@ def test_a_name_that_no_tenant_can_have_gets_no_token() -> None:
         (("top", "--http", "127.0.0.1:1", "--once"), 1, "UNAVAILABLE", "no answer from 127.0.0.1:1"),
         (("traffic", "a", "b=c"), 2, "INVALID_INPUT", "'b=c' is not DIGEST=PERCENT"),
         (("list", "--prefixx"), 2, "INVALID_INPUT", "--prefix"),
-        (("lst",), 2, "INVALID_INPUT", "Did you mean 'list'?"),
+        (("lst",), 2, "INVALID_INPUT", "Did you mean 'list'"),
         (("predict",), 2, "INVALID_INPUT", "Missing argument"),
     ],
 )

@@ -47,6 +47,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.fronts", "server.http"),
     ("server.app", "server.record"),
     ("server.doctor", "server.top"),
+    ("server.cli.settings",),  # a configuration of texts, whoever has them
+    ("server.ray",),
     ("server.cli",),
     ("server.__main__",),
 )
@@ -68,6 +70,7 @@ ONLY_IN = {
         "training",
         "loadtest",
     ),
+    "ray": ("server.ray",),
     "prometheus_client": ("server.metrics", "server.totals", "server.usage", "server.http", "server.top"),
 }
 

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from server.cli import demo, doctor, health, predict, pull, push, search, serve, token, top, traffic, train, verify
+from server.cli import (
+    cluster,
+    demo,
+    doctor,
+    health,
+    predict,
+    pull,
+    push,
+    search,
+    serve,
+    token,
+    top,
+    traffic,
+    train,
+    verify,
+)
 from server.cli import list as list_verb
 from server.cli.group import Commands
 
@@ -18,7 +33,7 @@ app = typer.Typer(
 
 # Every verb is a function with an `epilog` example beside it. New verbs are registered here.
 VERBS = (
-    *(serve, demo, doctor, top, health),
+    *(serve, cluster, demo, doctor, top, health),
     *(predict, list_verb, traffic, token),
     *(train, push, pull, search, verify),
 )

@@ -13,7 +13,7 @@ from make_adapters import make_adapter
 from typer.testing import CliRunner, Result
 
 from server import cli
-from server.cli import doctor, options, output, serve
+from server.cli import cluster, doctor, options, output, serve
 from server.tenants import digest_of
 
 # What has no answer that a program could read: serve runs until it is stopped and tells by its log, the health service
@@ -48,6 +48,24 @@ def test_doctor_takes_all_that_serve_takes() -> None:
     theirs, ours = (inspect.signature(module.run).parameters for module in (serve, doctor))
     assert set(ours) - set(theirs) == {"server", "token", "as_json"} and set(theirs) <= set(ours)
     assert set(theirs) == {*options.SETTINGS, "config", "assign", "context"}
+
+
+def test_a_cluster_takes_all_that_serve_takes_but_ports() -> None:
+    theirs, ours = (set(inspect.signature(module.run).parameters) for module in (serve, cluster))
+    assert theirs - ours == {"port", "http_port"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--detach",), "--detach needs --address"),
+        (("--down",), "--down needs --address"),
+        (("--replicas", "few"), "'few' is neither a number nor of the form 1..8"),
+        (("--set", "api.replicas=file:x"), "leave it out"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_before_ray_starts(arguments: tuple[str, ...], says: str) -> None:
+    assert says in failure(adapterd("cluster", "--on", "ray", *arguments, "--json"), 1)["error"]
 
 
 def test_what_is_pushed_is_searched_and_pulled_as_json(tmp_path: Path) -> None:
@@ -100,7 +118,7 @@ def test_a_name_that_no_tenant_can_have_gets_no_token() -> None:
         (("top", "--http", "127.0.0.1:1", "--once"), 1, "UNAVAILABLE", "no answer from 127.0.0.1:1"),
         (("traffic", "a", "b=c"), 2, "INVALID_INPUT", "'b=c' is not DIGEST=PERCENT"),
         (("list", "--prefixx"), 2, "INVALID_INPUT", "--prefix"),
-        (("lst",), 2, "INVALID_INPUT", "Did you mean 'list'?"),
+        (("lst",), 2, "INVALID_INPUT", "Did you mean 'list'"),
         (("predict",), 2, "INVALID_INPUT", "Missing argument"),
     ],
 )

@@ -1,0 +1,171 @@
+"""A complete `adapterd serve` as a child process, which ends with the process that started it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from adapterd import Client, Error
+from server.config import ServerConfig, is_loopback
+from server.ray.plan import assignments
+
+HEALTH_S = 5.0  # for an answer; a busy machine is no sick one
+LOOK_S = 0.05  # while it starts
+BEFORE_IT_SERVED = "before it served:"  # and the last lines of its log
+LAST_LINES = 20  # of its log, for the error when it ends by itself
+STOP_MARGIN_S = 5.0  # beyond the drain
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # how this machine reaches what listens everywhere
+
+
+class Health(Enum):
+    SERVING = "serving"
+    SILENT = "silent"  # it listens, and does not answer in time
+    GONE = "gone"  # it takes no calls: ended, not up yet, or draining
+
+
+class Child:
+    """The constructor returns when it serves. Threads may share it.
+
+    config    what `settings` come to
+    settings  "section.key": value, of all that is not as by default
+    held      descriptors that are the child's too, and stay open until it has ended
+
+    Raises RuntimeError with the last lines of its log if it ends before.
+    """
+
+    def __init__(self, config: ServerConfig, settings: Mapping[str, Any], held: Sequence[int] = ()) -> None:
+        self._api = config.api
+        self._host = WILDCARDS.get(config.api.host, config.api.host)
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.port, self._http_port = _free_ports(config.api.host)
+        ports = {"api.port": self.port, "api.http_port": self._http_port}
+        command = [sys.executable, "-m", "server.ray.guard", f"{stop_s(config):g}", "serve"]
+        self._process = subprocess.Popen(
+            [*command, *assignments({**settings, **ports})],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=held,
+            env=os.environ | {"PYTHONPATH": _with_ourselves(os.environ.get("PYTHONPATH", ""))},
+            start_new_session=True,  # what ends the worker's group is not to end calls under way
+        )
+        self._log = threading.Thread(target=self._pass_on_log, daemon=True)
+        self._log.start()
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.stop(0)
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def health(self) -> Health:
+        """What it says of itself. Blocks for `HEALTH_S` at most."""
+        if self._process.poll() is not None or not self._listens():
+            return Health.GONE
+        try:
+            # A connection for each: one that was refused waits for long until it tries again.
+            with Client(f"{self._host}:{self.port}", max_retries=0) as client:
+                client.wait_ready(HEALTH_S)
+        except Error as error:
+            return Health.SILENT if error.code.name == "DEADLINE_EXCEEDED" else Health.GONE
+        return Health.SERVING
+
+    def stop(self, limit_s: float) -> None:
+        """Have it answer what it accepted, and end. Blocks until it has, or `limit_s` are over."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.join()
+        for pipe in (self._process.stdin, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    def metrics(self) -> dict[str, float]:
+        """Every series by its name and labels. Raises OSError if it does not tell."""
+        scheme = "https" if self._api.tls_certificate else "http"
+        host = WILDCARDS.get(self._api.http_host, self._api.http_host)
+        token = os.environ.get("ADAPTERD_TOKEN", "")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        request = Request(f"{scheme}://{host}:{self._http_port}/metrics", headers=headers)
+        with urlopen(request, timeout=HEALTH_S, context=_tls_context() if scheme == "https" else None) as reply:
+            lines = reply.read().decode().splitlines()
+        pairs = (line.partition(" # ")[0].rpartition(" ") for line in lines if line and not line.startswith("#"))
+        return {series: float(value) for series, _, value in pairs}
+
+    def _wait_ready(self) -> None:
+        while self.health() is not Health.SERVING:
+            if self._process.poll() is not None:
+                self._log.join()
+                raise RuntimeError(
+                    f"the server ended with code {self.exit_code} {BEFORE_IT_SERVED}\n" + "".join(self._lines)
+                )
+            time.sleep(LOOK_S)
+
+    def _listens(self) -> bool:
+        with suppress(OSError), socket.create_connection((self._host.strip("[]"), self.port), HEALTH_S):
+            return True
+        return False
+
+    def _pass_on_log(self) -> None:
+        """To the worker's own stderr, which Ray keeps and shows."""
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            text = line.decode(errors="replace")
+            self._lines.append(text)
+            sys.stderr.write(text)
+
+
+def stop_s(config: ServerConfig) -> float:
+    """How long a stop may take: then it is ended."""
+    return config.api.lame_duck_s + config.api.drain_timeout_s + STOP_MARGIN_S
+
+
+def advertised(host: str, node: str) -> str:
+    """Where callers reach a server that listens on `host` of a node of this address."""
+    return node if host in WILDCARDS and not is_loopback(host) else host
+
+
+def _free_ports(host: str) -> tuple[int, int]:
+    """Two that nobody has now. Who takes one before the child does makes it end, and Serve tries again."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as one, socket.socket(family) as other:
+        for sock in (one, other):
+            sock.bind((host.strip("[]"), 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+def _with_ourselves(python_path: str) -> str:
+    """The child runs the code that this process runs, from wherever Ray brought it."""
+    return os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), python_path)))
+
+
+def _tls_context() -> ssl.SSLContext:
+    """As the clients': the files that ADAPTERD_CA, ADAPTERD_CERTIFICATE and ADAPTERD_KEY name."""
+    context = ssl.create_default_context(cafile=os.environ.get("ADAPTERD_CA"))
+    context.check_hostname = False  # it is this machine's own
+    if certificate := os.environ.get("ADAPTERD_CERTIFICATE"):
+        context.load_cert_chain(certificate, os.environ.get("ADAPTERD_KEY"))
+    return context

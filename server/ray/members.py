@@ -1,0 +1,93 @@
+"""Which replicas of an application live: each says so every second, and hears of the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+NAMESPACE = "adapterd"
+BEAT_S = 1.0  # between a replica's words
+GONE_S = 3.0  # without a word
+SETTLE_S = 2.0  # after its start; whoever lives has spoken by then
+CALL_S = 2.0
+
+
+class Members:
+    """Runs as an actor, which Ray starts again where it dies: then it knows nobody, and does not pretend to."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._seen: dict[str, float] = {}
+
+    def beat(self, address: str) -> list[str] | None:
+        """Take note that a replica lives; gives `listed`."""
+        self._seen[address] = self._clock()
+        return self.listed()
+
+    def leave(self, address: str) -> list[str] | None:
+        """Take note that a replica takes no new calls; gives `listed`."""
+        self._seen.pop(address, None)
+        return self.listed()
+
+    def listed(self) -> list[str] | None:
+        """host:port of all that live, sorted; None where that is not known yet."""
+        now = self._clock()
+        self._seen = {address: at for address, at in self._seen.items() if now - at < GONE_S}
+        return sorted(self._seen) if now - self._began >= SETTLE_S else None
+
+
+class Membership:
+    """One replica's words to the members of an application, or a command's questions. Not for several threads."""
+
+    def __init__(self, application: str) -> None:
+        self._name = f"members-of-{application}"
+        self._actor: Any = None
+
+    def beat(self, address: str) -> Collection[str]:
+        """All that live, this one among them; none where that is not known, or nobody answers."""
+        return self._ask("beat", address) or ()
+
+    def listed(self) -> Collection[str]:
+        """As `beat`, for those who are none of them."""
+        return self._ask("listed") or ()
+
+    def leave(self, address: str) -> None:
+        """The last one ends the actor."""
+        if self._ask("leave", address) == []:
+            self.end()
+
+    def end(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor, no_restart=True)
+            self._actor = None
+
+    def start(self) -> None:
+        """Have an actor, or find the one that is there. Raises RayError."""
+        self._actor = (
+            ray.remote(Members)
+            .options(
+                name=self._name,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                max_restarts=-1,
+            )
+            .remote()
+        )
+
+    def _ask(self, method: str, *arguments: str) -> list[str] | None:
+        """None where nobody answers: there is another word in a second."""
+        try:
+            if self._actor is None:
+                self.start()
+            found: list[str] | None = ray.get(getattr(self._actor, method).remote(*arguments), timeout=CALL_S)
+        except RayError:
+            self._actor = None
+            return None
+        return found

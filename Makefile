@@ -7,7 +7,7 @@ COMPONENTS := build/components/.done
 PROTOS := $(wildcard protos/adapterd/v1/*.proto protos/adapterd/oip/v2/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: install format check test components fuzz matrix demo loadtest image-check dist-check protos dashboards reference clean
+.PHONY: install format check test test-served test-rest components fuzz matrix demo loadtest image-check dist-check protos dashboards reference clean
 
 install: $(STAMP)
 
@@ -34,8 +34,15 @@ check: install
 	    diff -u "$$stub" "$$stubs/$$stub" || { echo "stubs differ from protos/: run make protos" >&2; exit 1; }; \
 	  done
 
-test: install components
-	$(BIN)/python -m pytest
+# In two parts of about the same length. `make -j2 test` runs them beside each other: mostly they wait for their children.
+test: test-served test-rest
+
+SERVED = tests/docs tests/end_to_end
+test-served: install components
+	$(BIN)/python -m pytest $(SERVED)
+
+test-rest: install components
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(SERVED))
 
 # What tests run beside Python packages, from PATH or Debian's archive, without root.
 components: $(COMPONENTS)

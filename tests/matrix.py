@@ -1,8 +1,8 @@
 """The versions that adapterd runs with, each set tried in an environment of its own: `make matrix`.
 
 Every row installs what it says beside the project and runs the tests that touch its libraries most. It takes minutes a
-row and gigabytes for a while; `python tests/matrix.py --only NAME` tries one, and rows whose Python is not there are
-left out and said so.
+row and gigabytes for a while; `python tests/matrix.py --only NAME` tries one. A row that cannot be made says why in the
+table. Exit status 1: tests of a row failed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from rich.progress import Progress
 
 ROOT = Path(__file__).parents[1]
@@ -63,14 +66,15 @@ STUBS = ("protobuf", "grpcio-health-checking", "grpcio-reflection", "grpcio-stat
 NEW_STUBS = ("protobuf>=7.35.1,<8", "grpcio-health-checking>=1.83", "grpcio-reflection>=1.83", "grpcio-status>=1.83")
 OTLP = ("opentelemetry-proto", "opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-exporter-otlp-proto-common")
 TRITON_NEEDS = ("ml-dtypes", "python-rapidjson", "geventhttpclient", "aiohttp")
-OLD = ("torch", "transformers", "huggingface_hub", "tokenizers", "triton", "sympy")
+OLD = ("torch", "transformers", "huggingface_hub", "tokenizers", "sympy")
+NEW = ("transformers", "huggingface_hub", "tokenizers")
 ROWS = (
     Row("pinned", "3.11"),
     Row("pinned, Python 3.12", "3.12"),
     Row("pinned, Python 3.13", "3.13"),
     Row("protobuf 7", "3.11", (*STUBS, *OTLP), (*NEW_STUBS, *TRITON_NEEDS), ("tritonclient==2.73.0",)),
     Row("oldest torch and transformers", "3.11", OLD, ("torch==2.11.0", "transformers==5.17.0")),
-    Row("newest transformers", "3.11", ("transformers",), ("transformers",)),
+    Row("newest transformers", "3.11", NEW, ("transformers",)),
 )
 
 
@@ -81,73 +85,98 @@ def main() -> None:
     rows = [row for row in ROWS if only in (None, row.name)]
     if not rows:
         sys.exit(f"no row is called {only!r}; there are {', '.join(row.name for row in ROWS)}")
-    lines = []
+    results = []
     with Progress() as bar:
         task = bar.add_task("", total=len(rows))
         for row in rows:
             bar.update(task, description=row.name)
-            lines.append(_line(row))
-            bar.print(lines[-1])
+            results.append(_tried(row))
+            bar.print(results[-1].line)
             bar.advance(task)
     if only is None:
-        TABLE.write_text(HEAD + "\n".join(lines) + "\n")
-    if any("passed" not in line or "failed" in line for line in lines if "not here" not in line):
-        sys.exit(1)
+        TABLE.write_text(HEAD + "\n".join(result.line for result in results) + "\n")
+    sys.exit(any(result.is_failed for result in results))
 
 
-def _line(row: Row) -> str:
+@dataclass(frozen=True, slots=True)
+class Result:
+    """versions   Python's, then those of SHOWN; empty where the row could not be made
+    said          by its tests, or why there are none
+    """
+
+    row: Row
+    versions: Sequence[str]
+    said: str
+    is_failed: bool = False
+
+    @property
+    def line(self) -> str:
+        versions = self.versions or (self.row.python, *([""] * len(SHOWN)))
+        return f"| {' | '.join((self.row.name, *versions, self.said))} |"
+
+
+def _tried(row: Row) -> Result:
     python = shutil.which(f"python{row.python}")
     if python is None or subprocess.run([python, "--version"], capture_output=True).returncode:
-        return f"| {row.name} | {row.python} | | | | | | | not here |"
+        return Result(row, (), f"not run: no python{row.python} on PATH")
     with tempfile.TemporaryDirectory(prefix="adapterd-matrix-") as name:
         folder = Path(name)
         try:
             versions = _install(row, python, folder)
         except subprocess.CalledProcessError as error:
-            return f"| {row.name} | {row.python} | | | | | | | cannot be installed: {error.stderr.strip()[-200:]} |"
-        return f"| {row.name} | {' | '.join(versions)} | {_tested(folder)} |"
+            print(error.stderr, file=sys.stderr)
+            return Result(row, (), f"not run: {_reason(error.stderr)}")
+        said, is_failed = _tested(folder)
+        return Result(row, versions, said, is_failed)
+
+
+def _reason(log: str) -> str:
+    """The first error that pip told, fit for a cell."""
+    errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
+    return (errors or log.strip().splitlines() or ["it cannot be installed"])[0].replace("|", "\\|")
 
 
 def _install(row: Row, python: str, folder: Path) -> list[str]:
     """Versions as the table shows them. Raises CalledProcessError."""
-    free = {name.lower().replace("_", "-") for name in row.free}
+    free = set(map(canonicalize_name, row.free))
     pins = [
         line
         for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line.partition("==")[0].lower().replace("_", "-") not in free
+        if canonicalize_name(line.partition("==")[0]) not in free
     ]
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(pins) + "\n")
     _run([python, "-m", "venv", str(folder / "venv")])
-    pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", "-c", str(constraints)]
+    own = str(folder / "venv/bin/python")
+    pip = [own, "-m", "pip", "install", "--quiet"]
+    pinned = [*pip, "-c", str(constraints)]
     torch = next((pin for pin in row.pins if pin.startswith("torch")), "torch")
-    _run([*pip, torch])
-    left_out = {"tritonclient", "grpcio-tools", "triton"} | ({"opentelemetry"} if row.loose else set())
-    _run([*pip, "-e", f"{ROOT}[demo]", *_dev(left_out if row.free else {"triton"}), *row.pins])
+    _run([*pinned, torch])
+    _run([*pinned, "-e", f"{ROOT}[demo]", *_dev(is_loose=bool(row.loose)), *row.pins])
     for package in row.loose:
-        _run([*pip[:-2], "--no-deps", package])
-    listed = _run([*pip[:3], "list", "--format", "json"])
-    versions = {one["name"].lower(): one["version"].partition("+")[0] for one in json.loads(listed)}
-    exact = _run([str(folder / "venv/bin/python"), "-c", "import platform; print(platform.python_version())"]).strip()
+        _run([*pip, "--no-deps", package])
+    listed = _run([own, "-m", "pip", "list", "--format", "json"])
+    versions = {canonicalize_name(one["name"]): one["version"].partition("+")[0] for one in json.loads(listed)}
+    exact = _run([own, "-c", "import platform; print(platform.python_version())"]).strip()
     return [exact, *(versions.get(name, "") for name in SHOWN)]
 
 
-def _dev(left_out: set[str]) -> list[str]:
-    """What the tests need, without what the row brings in another version."""
-    import tomllib
-
+def _dev(is_loose: bool) -> list[str]:
+    """What the tests need, without what the row brings in another version, and without what they do not touch."""
+    left_out = {"triton"} | (set(STUBS) | set(OTLP) if is_loose else set())
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
-    return [text for text in extra if not any(text.startswith(name) for name in left_out)]
+    return [text for text in extra if Requirement(text).name not in left_out]
 
 
-def _tested(folder: Path) -> str:
+def _tested(folder: Path) -> tuple[str, bool]:
+    """What pytest says last, and whether anything failed."""
     started = time.monotonic()
-    command = [str(folder / "venv/bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", *TESTS]
+    command = [str(folder / "venv/bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        print(done.stdout[-4000:], file=sys.stderr)
-    last = done.stdout.strip().splitlines()[-1].strip("= ").partition(" in ")[0]
-    return f"{last}, {time.monotonic() - started:.0f} s"
+        print(done.stdout[-20_000:], done.stderr[-4000:], file=sys.stderr)
+    last = (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1].strip("= ").partition(" in ")[0]
+    return f"{last}, {time.monotonic() - started:.0f} s", done.returncode != 0
 
 
 def _run(command: list[str]) -> str:

@@ -50,6 +50,13 @@ class HealthServicer:
             await context.write(health_pb2.HealthCheckResponse(status=self._status(message.service)))
             await changed.wait()
 
+    async def List(
+        self, message: health_pb2.HealthListRequest, context: Context, tenant: Tenant
+    ) -> health_pb2.HealthListResponse:
+        """Of the services that are served; the stubs of newer releases know this method, and only they."""
+        statuses = {service: health_pb2.HealthCheckResponse(status=self._status(service)) for service in self._services}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
     def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
         if service not in self._services:
             return SERVICE_UNKNOWN

@@ -28,7 +28,7 @@ def written(folder: Path, name: str) -> str:
 
 
 def test_overload_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = overload.run(overload.Plan(BASE, seconds=2.0, warm_up_s=0.5), "command")
+    report = overload.run(overload.Plan(BASE, seconds=1.0, warm_up_s=0.3), "command")
     print_figures(report)
     write_overload(tmp_path, report)
     assert [row.factor for row in report.rows] == [1, 2, 5, 10] and report.saturated_per_s > 0
@@ -82,7 +82,7 @@ def test_what_one_tenant_got_is_counted_where_it_belongs() -> None:
 
 
 def test_the_soak_compares_answers_and_watches_the_process(tmp_path: Path) -> None:
-    report = soak.run(soak.Plan(seconds=8.0), "command")
+    report = soak.run(soak.Plan(seconds=5.0), "command")
     print_figures(report)
     write_soak(tmp_path, report)
     assert report.seen.answers > 50 and report.seen.wrong == 0 and not report.seen.errors

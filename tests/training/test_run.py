@@ -138,6 +138,7 @@ def test_a_run_goes_on_where_it_was_killed(plan: Plan, tmp_path: Path) -> None:
     assert resumed.test == whole.test
 
 
+@pytest.mark.timeout(300)  # three processes import everything that trains
 def test_killed_at_random_moments_it_still_ends_well(plan: Plan, tmp_path: Path) -> None:
     output = tmp_path / "letters"
     command = [

@@ -15,6 +15,8 @@ from server.api.handlers import service_handler
 from server.api.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
 from server.core import ANYONE
 
+SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
 
 @dataclass
 class Served:
@@ -25,7 +27,7 @@ class Served:
 @pytest.fixture
 async def health() -> AsyncIterator[Served]:
     servicer = HealthServicer(["adapterd.v1.Inference"])
-    handler = service_handler(health_pb2.DESCRIPTOR.services_by_name["Health"], servicer, lambda context: ANYONE)
+    handler = service_handler(SERVICE, servicer, lambda context: ANYONE)
     async with serve_handlers(handler) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Served(servicer, health_pb2_grpc.HealthStub(channel))
 
@@ -38,6 +40,17 @@ async def test_check_follows_the_state(health: Served) -> None:
     assert (await health.stub.Check(request())).status == NOT_SERVING
     health.servicer.set_serving(True)
     assert (await health.stub.Check(request("adapterd.v1.Inference"))).status == SERVING
+
+
+async def test_list_has_every_service_where_the_stubs_know_it(health: Served) -> None:
+    health.servicer.set_serving(True)
+    if "List" in SERVICE.methods_by_name:  # of the newer set of `make matrix`
+        found = (await health.stub.List(health_pb2.HealthListRequest())).statuses
+        assert {name: one.status for name, one in found.items()} == {"": SERVING, "adapterd.v1.Inference": SERVING}
+
+
+def test_every_method_of_the_stubs_has_its_answer() -> None:
+    assert all(callable(getattr(HealthServicer, method.name)) for method in SERVICE.methods)
 
 
 async def test_check_of_an_unknown_service_is_not_found(health: Served) -> None:

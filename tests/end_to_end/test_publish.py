@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 from make_adapters import make_adapter
 
@@ -98,13 +100,12 @@ async def test_what_is_damaged_leaves_the_name_where_it_was(
         ("../up", "adapter_config.json", "cannot be"),
     ],
 )
-async def test_paths_and_names_stay_inside(
-    name: str, path: str, said: str, app: App, client: AsyncClient, adapters_path: Path
-) -> None:
+async def test_paths_and_names_stay_inside(name: str, path: str, said: str, app: App, adapters_path: Path) -> None:
     before = sorted(path.name for path in adapters_path.iterdir())
-    call = client._channel.stream_unary("/adapterd.v1.Adapters/Publish", v1.PublishRequest.SerializeToString)
-    with pytest.raises(Exception, match=said):
-        await call(iter([v1.PublishRequest(name=name, path=path, content=b"{}")]))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
+        call = channel.stream_unary("/adapterd.v1.Adapters/Publish", v1.PublishRequest.SerializeToString)
+        with pytest.raises(Exception, match=said):
+            await call(iter([v1.PublishRequest(name=name, path=path, content=b"{}")]))
     assert sorted(path.name for path in adapters_path.iterdir()) == before
 
 

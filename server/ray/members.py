@@ -24,9 +24,16 @@ class Members:
         self._began = clock()
         self._seen: dict[str, float] = {}
 
-    def beat(self, address: str) -> list[str] | None:
-        """Take note that a replica lives; gives `listed`."""
-        self._seen[address] = self._clock()
+    def beat(self, address: str, known: Collection[str] = ()) -> list[str] | None:
+        """Take note that a replica lives; gives `listed`.
+
+        known   its list; just started, those in it are taken to live until they have had time to speak
+        """
+        now = self._clock()
+        if now - self._began < SETTLE_S:
+            for other in known:
+                self._seen.setdefault(other, now)
+        self._seen[address] = now
         return self.listed()
 
     def leave(self, address: str) -> list[str] | None:
@@ -48,9 +55,9 @@ class Membership:
         self._name = f"members-of-{application}"
         self._actor: Any = None
 
-    def beat(self, address: str) -> Collection[str]:
+    def beat(self, address: str, known: Collection[str]) -> Collection[str]:
         """All that live, this one among them; none where that is not known, or nobody answers."""
-        return self._ask("beat", address) or ()
+        return self._ask("beat", address, known) or ()
 
     def listed(self) -> Collection[str]:
         """As `beat`, for those who are none of them."""
@@ -81,7 +88,7 @@ class Membership:
             .remote()
         )
 
-    def _ask(self, method: str, *arguments: str) -> list[str] | None:
+    def _ask(self, method: str, *arguments: str | Collection[str]) -> list[str] | None:
         """None where nobody answers: there is another word in a second."""
         try:
             if self._actor is None:

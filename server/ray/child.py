@@ -77,14 +77,14 @@ class Child:
         """None while it runs."""
         return self._process.poll()
 
-    def health(self) -> Health:
-        """What it says of itself. Blocks for `HEALTH_S` at most."""
-        if self._process.poll() is not None or not self._listens():
+    def health(self, limit_s: float = HEALTH_S) -> Health:
+        """What it says of itself, within `limit_s` or not."""
+        if self._process.poll() is not None or not self._listens(limit_s):
             return Health.GONE
         try:
             # A connection for each: one that was refused waits for long until it tries again.
             with Client(f"{self._host}:{self.port}", max_retries=0) as client:
-                client.wait_ready(HEALTH_S)
+                client.wait_ready(limit_s)
         except Error as error:
             return Health.SILENT if error.code.name == "DEADLINE_EXCEEDED" else Health.GONE
         return Health.SERVING
@@ -124,8 +124,8 @@ class Child:
                 )
             time.sleep(LOOK_S)
 
-    def _listens(self) -> bool:
-        with suppress(OSError), socket.create_connection((self._host.strip("[]"), self.port), HEALTH_S):
+    def _listens(self, limit_s: float) -> bool:
+        with suppress(OSError), socket.create_connection((self._host.strip("[]"), self.port), limit_s):
             return True
         return False
 

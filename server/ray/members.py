@@ -23,22 +23,38 @@ class Members:
         self._clock = clock
         self._began = clock()
         self._seen: dict[str, float] = {}
+        self._known: dict[str, list[str]] = {}  # each one's list, as it said last
 
-    def beat(self, address: str) -> list[str] | None:
-        """Take note that a replica lives; gives `listed`."""
-        self._seen[address] = self._clock()
+    def beat(self, address: str, known: Collection[str] = ()) -> list[str] | None:
+        """Take note that a replica lives; gives `listed`.
+
+        known   its list; just started, those in it are taken to live until they have had time to speak
+        """
+        now = self._clock()
+        if now - self._began < SETTLE_S:
+            for other in known:
+                self._seen.setdefault(other, now)
+        self._seen[address] = now
+        self._known[address] = sorted(known)
         return self.listed()
 
     def leave(self, address: str) -> list[str] | None:
         """Take note that a replica takes no new calls; gives `listed`."""
         self._seen.pop(address, None)
+        self._known.pop(address, None)
         return self.listed()
 
     def listed(self) -> list[str] | None:
         """host:port of all that live, sorted; None where that is not known yet."""
         now = self._clock()
         self._seen = {address: at for address, at in self._seen.items() if now - at < GONE_S}
+        self._known = {address: known for address, known in self._known.items() if address in self._seen}
         return sorted(self._seen) if now - self._began >= SETTLE_S else None
+
+    def agreed(self) -> list[str] | None:
+        """As `listed`; None too where one of them has another list."""
+        listed = self.listed()
+        return listed if listed and all(self._known.get(address) == listed for address in listed) else None
 
 
 class Membership:
@@ -48,13 +64,13 @@ class Membership:
         self._name = f"members-of-{application}"
         self._actor: Any = None
 
-    def beat(self, address: str) -> Collection[str]:
+    def beat(self, address: str, known: Collection[str]) -> Collection[str]:
         """All that live, this one among them; none where that is not known, or nobody answers."""
-        return self._ask("beat", address) or ()
+        return self._ask("beat", address, known) or ()
 
-    def listed(self) -> Collection[str]:
-        """As `beat`, for those who are none of them."""
-        return self._ask("listed") or ()
+    def agreed(self) -> Collection[str]:
+        """All that live, once all of them know each other; none before."""
+        return self._ask("agreed") or ()
 
     def leave(self, address: str) -> None:
         """The last one ends the actor."""
@@ -81,7 +97,7 @@ class Membership:
             .remote()
         )
 
-    def _ask(self, method: str, *arguments: str) -> list[str] | None:
+    def _ask(self, method: str, *arguments: str | Collection[str]) -> list[str] | None:
         """None where nobody answers: there is another word in a second."""
         try:
             if self._actor is None:

@@ -50,6 +50,7 @@ class Replica:
             os.close(descriptor)  # the child's alone from now on: it may outlive this process
         self._stop_s = stop_s(config)
         self.address = f"{node}:{self._child.port}"
+        self._known: Collection[str] = ()
         self._looked: tuple[float, dict[str, float]] | None = None
         self._beats = threading.Thread(target=self._keep_telling, name="adapterd members", daemon=True)
         self._beats.start()
@@ -84,10 +85,10 @@ class Replica:
 
     def _keep_telling(self) -> None:
         while not self._over.is_set():
-            if self._child.health() is Health.GONE:
+            if self._child.health(BEAT_S) is Health.GONE:  # silent is busy, or Serve finds out
                 self._members.leave(self.address)
             else:
-                self._note(self._members.beat(self.address))
+                self._note(self._members.beat(self.address, self._known))
             self._over.wait(BEAT_S)
 
     def _note(self, addresses: Collection[str]) -> None:
@@ -98,5 +99,6 @@ class Replica:
         try:
             new.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
             new.replace(self._list)
+            self._known = tuple(addresses)
         except OSError as error:
             log.warning("the list of replicas is as it was: %s", error)

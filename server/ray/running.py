@@ -19,7 +19,7 @@ from server.ray import leftovers
 from server.ray.application import of_plan
 from server.ray.child import BEFORE_IT_SERVED
 from server.ray.members import NAMESPACE, Membership
-from server.ray.plan import Plan
+from server.ray.plan import RELOAD_S, Plan
 
 NAME = "adapterd"  # of the application
 LISTED_S = 30.0  # until those that serve have found each other
@@ -94,8 +94,9 @@ def _why() -> str:
 
 def _listed(members: Membership, num_replicas: int) -> Collection[str]:
     until = time.monotonic() + LISTED_S
-    while len(found := members.listed()) < num_replicas:
+    while len(found := members.agreed()) < num_replicas:
         if time.monotonic() > until:
-            raise Unavailable(f"{len(found)} of {num_replicas} replicas are listed after {LISTED_S:g} s")
+            raise Unavailable(f"{num_replicas} replicas have not found each other within {LISTED_S:g} s")
         time.sleep(LOOK_S)
+    time.sleep(2 * RELOAD_S)  # their servers read what they have found
     return found

@@ -43,3 +43,27 @@ def test_just_started_it_gives_no_half_list() -> None:
     assert members.beat("b:1") is None
     clock.now += 0.1
     assert members.listed() == ["a:1", "b:1"]
+
+
+def test_just_started_it_believes_lists_until_those_in_them_have_had_time_to_speak() -> None:
+    clock = Clock()
+    members = Members(clock)
+    members.beat("a:1", ["a:1", "b:1", "c:1"])
+    clock.now += SETTLE_S
+    members.beat("b:1", ["d:1"])  # of what is long known, nothing more is taken on trust
+    assert members.beat("a:1") == ["a:1", "b:1", "c:1"]
+    clock.now += GONE_S - SETTLE_S
+    assert members.listed() == ["a:1", "b:1"]
+
+
+def test_all_agree_once_each_has_the_list() -> None:
+    clock = Clock()
+    members = Members(clock)
+    clock.now += SETTLE_S
+    members.beat("a:1", ["a:1"])
+    assert members.agreed() == ["a:1"]
+    members.beat("b:1", [])
+    members.beat("a:1", ["b:1", "a:1"])
+    assert members.agreed() is None
+    members.beat("b:1", ["a:1", "b:1"])
+    assert members.agreed() == ["a:1", "b:1"]

@@ -9,7 +9,8 @@ with Client("127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
-from adapterd.client import AsyncClient, Client
+from adapterd.aio import AsyncClient
+from adapterd.client import Client
 from adapterd.errors import Error
 from adapterd.requests import Options, predict_request
 

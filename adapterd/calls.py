@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,6 +33,9 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 TOKEN_VARIABLE = "ADAPTERD_TOKEN"
 TLS_VARIABLES = ("ADAPTERD_CA", "ADAPTERD_CERTIFICATE", "ADAPTERD_KEY")
+Outcome = inference_pb2.PredictResponse | Error
+MAX_PARTS = 32  # of a batch that are on their way at a time
+RING_VARIABLE = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
 LOCAL_POOL = "grpc.use_local_subchannel_pool"
 PRINTABLE_ASCII = re.compile(r"[ -~]+")  # what a metadata value may hold
 
@@ -98,8 +102,10 @@ def channel_options(max_retries: int, connections: int = 1) -> list[tuple[str, A
 def cluster_options(max_retries: int, connections: int, host: str) -> list[tuple[str, Any]]:
     """Of channels to several replicas.
 
-    host   that their certificates name. Raises ValueError for no connection.
+    host   that their certificates name. Raises ValueError for no connection, and where gRPC was told not to hash.
     """
+    if (told := os.environ.get(RING_VARIABLE, "")).lower() not in ("true", "1", "yes"):
+        raise ValueError(f"{RING_VARIABLE} is {told!r}; a client of a cluster needs it to be true, or not set")
     shared = [option for option in channel_options(max_retries, connections) if option[0] != LOCAL_POOL]
     return [*shared, ("grpc.default_authority", host)]
 
@@ -145,26 +151,44 @@ def adapter_metadata(adapter: str) -> Metadata:
     return ((ROUTE, adapter),) if adapter else ()
 
 
-def grouped(requests: Sequence[inference_pb2.PredictRequest]) -> list[list[int]]:
-    """Positions of the requests for each adapter."""
-    groups: dict[str, list[int]] = {}
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The requests of a batch that are for one adapter, and where in it they stand."""
+
+    positions: tuple[int, ...]
+    message: inference_pb2.PredictBatchRequest
+
+
+def parts_of(requests: Sequence[inference_pb2.PredictRequest]) -> list[Part]:
+    positions: dict[str, list[int]] = {}
     for position, request in enumerate(requests):
-        groups.setdefault(request.adapter, []).append(position)
-    return list(groups.values())
+        positions.setdefault(request.adapter, []).append(position)
+    return [
+        Part(tuple(those), inference_pb2.PredictBatchRequest(requests=[requests[position] for position in those]))
+        for those in positions.values()
+    ]
 
 
-def gathered(
-    requests: Sequence[inference_pb2.PredictRequest],
-    groups: Sequence[Sequence[int]],
-    replies: Sequence[inference_pb2.PredictBatchResponse],
-) -> list[inference_pb2.PredictResponse | Error]:
-    """The outcomes of groups of requests in the order of the requests."""
-    outcomes: Mapping[int, inference_pb2.Outcome] = {
+def gathered(parts: Sequence[Part], outcomes: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """The outcomes of all parts in the order of the batch."""
+    found = {
         position: outcome
-        for group, reply in zip(groups, replies, strict=True)
-        for position, outcome in zip(group, reply.outcomes, strict=True)
+        for part, those in zip(parts, outcomes, strict=True)
+        for position, outcome in zip(part.positions, those, strict=True)
     }
-    return [outcome_of(outcomes[position]) for position in range(len(requests))]
+    return [found[position] for position in sorted(found)]
+
+
+def left_until(until: float | None) -> Any:
+    """Seconds from now on, None for ever."""
+    return None if until is None else max(0.0, until - time.monotonic())
+
+
+def channel_to(
+    target: str, credentials: grpc.ChannelCredentials | None, options: Sequence[tuple[str, Any]]
+) -> grpc.Channel:
+    """A blocking one; without credentials in the clear."""
+    return grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
 
 
 def token_metadata(token: str | None) -> Metadata:
@@ -191,9 +215,7 @@ def _read_named(variable: str) -> bytes | None:
     return Path(path).read_bytes() if path else None
 
 
-def outcome_of(
-    message: inference_pb2.Outcome | inference_pb2.PredictStreamResponse,
-) -> inference_pb2.PredictResponse | Error:
+def outcome_of(message: inference_pb2.Outcome | inference_pb2.PredictStreamResponse) -> Outcome:
     return from_status(message.error) if message.HasField("error") else message.response
 
 

@@ -1,4 +1,4 @@
-"""Client and AsyncClient: the same methods, one blocking and one for asyncio; only `Client` trains.
+"""The blocking client.
 
 Messages are those of `adapterd.v1`. A failed call raises `adapterd.Error`; a failed item of a batch or stream
 is given back as one. Refusals for lack of room are retried, see `max_retries`. A request beyond
@@ -8,7 +8,8 @@ A connection ends in one of the server's front processes: `connections` reach se
 
 "cluster:HOST:PORT" as the server, or several with commas, means all replicas that these know of. A request goes to the
 replica where its adapter is warm; where that one has too much to do, some go to the next. A batch is divided by
-adapter; a stream stays with one replica. What is published, moved or unloaded at one of them reaches the others.
+adapter, and a part that fails is the failure of its requests; a stream stays with one replica. What is published,
+moved or unloaded at one of them reaches the others, where they share a folder.
 
 Without a `token`, that of the variable ADAPTERD_TOKEN is sent. Without `credentials`, the PEM files that ADAPTERD_CA,
 ADAPTERD_CERTIFICATE and ADAPTERD_KEY name are used; where those are not set either, the channel is in the clear.
@@ -16,9 +17,10 @@ ADAPTERD_CERTIFICATE and ADAPTERD_KEY name are used; where those are not set eit
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -28,38 +30,40 @@ import grpc.aio
 
 from adapterd import calls
 from adapterd.calls import (
+    MAX_PARTS,
+    Outcome,
+    Part,
     Request,
     Response,
     Rpc,
     adapter_metadata,
     channel_options,
+    channel_to,
     cluster_options,
     credentials_of,
     gathered,
-    grouped,
+    left_until,
     outcome_of,
+    parts_of,
     routed_adapter,
     token_metadata,
 )
-from adapterd.cluster import AsyncFollowed, AsyncTurns, Followed, Turns, host_of, seeds_of
-from adapterd.cluster import Options as ChannelOptions
+from adapterd.cluster import Follower, host_of, seeds_of
 from adapterd.errors import Error, from_rpc_error
 from adapterd.requests import (
     Item,
     Options,
-    async_stream_messages,
     predict_request,
     publish_messages,
     stream_messages,
     traffic_request,
     train_messages,
 )
+from adapterd.rings import Options as ChannelOptions
+from adapterd.rings import Rings, Turns, Use
 from adapterd.v1 import adapters_pb2 as admin
 from adapterd.v1 import inference_pb2 as v1
 from adapterd.v1 import training_pb2 as training
-
-Outcome = v1.PredictResponse | Error
-MAX_GROUPS = 32  # of a blocking client's batch that are on their way at a time
 
 
 class Client:
@@ -80,17 +84,17 @@ class Client:
         credentials, seeds = credentials_of(credentials), seeds_of(server)
 
         def make(target: str, options: ChannelOptions) -> grpc.Channel:
-            if credentials is None:
-                return grpc.insecure_channel(target, options)
-            return grpc.secure_channel(target, credentials, options)
+            return channel_to(target, credentials, options)
 
-        self._channels: Followed | Turns
+        self._follower: Follower | None = None
+        self._channels: Rings[grpc.Channel] | Turns[grpc.Channel]
         if seeds:
             options = cluster_options(max_retries, connections, host_of(seeds[0]))
-            self._channels = Followed(make, options, connections, seeds, self._metadata)
+            self._channels = Rings(make, _close, options, connections)
+            self._follower = Follower(self._channels, make, options, seeds, self._metadata)
         else:
             options = channel_options(max_retries, connections)
-            self._channels = Turns([make(server, options) for _ in range(connections)])
+            self._channels = Turns([make(server, options) for _ in range(connections)], _close)
 
     def predict(
         self,
@@ -104,15 +108,22 @@ class Client:
 
     def predict_batch(self, requests: Iterable[v1.PredictRequest], *, timeout: float | None = None) -> list[Outcome]:
         """One outcome per request, in their order. `predict_request` makes one."""
-        if isinstance(self._channels, Turns):
+        requests = list(requests)
+        if self._follower is None or not requests:
             reply = self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
             return [outcome_of(outcome) for outcome in reply.outcomes]
-        requests = list(requests)
-        groups = grouped(requests)
-        messages = [v1.PredictBatchRequest(requests=[requests[at] for at in group]) for group in groups]
-        with ThreadPoolExecutor(max(1, min(len(messages), MAX_GROUPS))) as pool:
-            replies = list(pool.map(lambda message: self._call(calls.PREDICT_BATCH, message, timeout), messages))
-        return gathered(requests, groups, replies)
+        parts = parts_of(requests)
+        until = None if timeout is None else time.monotonic() + timeout
+
+        def ask(part: Part) -> list[Outcome]:
+            try:
+                reply = self._call(calls.PREDICT_BATCH, part.message, left_until(until))
+            except Error as error:
+                return [error] * len(part.positions)
+            return [outcome_of(outcome) for outcome in reply.outcomes]
+
+        with ThreadPoolExecutor(min(len(parts), MAX_PARTS)) as pool:
+            return gathered(parts, list(pool.map(ask, parts)))
 
     def predict_stream(self, items: Iterable[Item], *, timeout: float | None = None) -> Iterator[tuple[str, Outcome]]:
         """(id, outcome) as they finish, for (id, request) as they come. Leaving the loop ends the call.
@@ -121,7 +132,7 @@ class Client:
         """
         failures: list[Exception] = []
         messages = stream_messages(items, self._max_message_bytes, failures)
-        with self._channels.use() as use:
+        with self._use(timeout=timeout) as use:
             call = use.channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
                 messages, timeout=timeout, metadata=self._metadata
             )
@@ -163,7 +174,7 @@ class Client:
         files   of labelled texts, by split: "train", and if there are any "validation" and "test"
         Leaving the loop ends the training.
         """
-        with self._channels.use() as use:
+        with self._use(timeout=timeout) as use:
             call = use.channel.stream_stream(**calls.TRAIN.arguments())(
                 train_messages(plan, files), timeout=timeout, metadata=self._metadata
             )
@@ -183,7 +194,7 @@ class Client:
         Raises Error where the server refuses them; then the name stays where it was.
         """
         messages = publish_messages(name or Path(folder).name, Path(folder), percent)
-        with self._channels.use() as use:
+        with self._use(timeout=timeout) as use:
             try:
                 reply: admin.PublishResponse = use.channel.stream_unary(**calls.PUBLISH.arguments())(
                     messages, timeout=timeout, metadata=self._metadata
@@ -210,8 +221,12 @@ class Client:
         return self._call(calls.SET_TRAFFIC, traffic_request(name, shares), timeout).adapter
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""
-        with self._channels.use() as use:
+        """Return once the server, or a replica, says it serves. Raises Error if none does within `timeout` seconds."""
+        until = time.monotonic() + timeout
+        if self._follower is not None:
+            self._follower.wait(timeout)
+        timeout = left_until(until)
+        with self._use(timeout=timeout) as use:
             check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = use.channel.unary_unary(calls.HEALTH_CHECK)
             try:
                 answer = check(calls.HEALTH_REQUEST, timeout=timeout, wait_for_ready=True)
@@ -220,6 +235,8 @@ class Client:
         calls.require_serving(answer)
 
     def close(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
         self._channels.close()
 
     def __enter__(self) -> Self:
@@ -233,7 +250,7 @@ class Client:
     def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
         adapter = routed_adapter(request)
-        with self._channels.use(adapter) as use:
+        with self._use(adapter, timeout) as use:
             call: grpc.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
             try:
                 reply = call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(adapter)))
@@ -244,165 +261,12 @@ class Client:
             use.answered(reply)
         return reply
 
+    def _use(self, adapter: str = "", timeout: float | None = None) -> AbstractContextManager[Use[grpc.Channel]]:
+        """A channel for one call. Raises Error where no replica tells of the others."""
+        if self._follower is not None:
+            self._follower.ready(timeout)
+        return self._channels.use(adapter)
 
-class AsyncClient:
-    """The client for asyncio. Make and use it on one event loop; `async with` it, or `close()` it."""
 
-    def __init__(
-        self,
-        server: str = calls.DEFAULT_SERVER,
-        *,
-        token: str | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-        max_retries: int = 3,
-        max_message_bytes: int = calls.MAX_MESSAGE_BYTES,
-        connections: int = 1,
-    ) -> None:
-        self._max_message_bytes = max_message_bytes
-        self._metadata = token_metadata(token)
-        credentials, seeds = credentials_of(credentials), seeds_of(server)
-
-        def make(target: str, options: ChannelOptions) -> grpc.aio.Channel:
-            if credentials is None:
-                return grpc.aio.insecure_channel(target, options)
-            return grpc.aio.secure_channel(target, credentials, options)
-
-        self._channels: AsyncFollowed | AsyncTurns
-        if seeds:
-            options = cluster_options(max_retries, connections, host_of(seeds[0]))
-            self._channels = AsyncFollowed(make, options, connections, seeds, self._metadata)
-        else:
-            options = channel_options(max_retries, connections)
-            self._channels = AsyncTurns([make(server, options) for _ in range(connections)])
-
-    async def predict(
-        self,
-        adapter: str,
-        text: str | Sequence[str] = (),
-        *,
-        timeout: float | None = None,
-        **options: Unpack[Options],
-    ) -> v1.PredictResponse:
-        return await self._call(calls.PREDICT, predict_request(adapter, text, **options), timeout)
-
-    async def predict_batch(
-        self, requests: Iterable[v1.PredictRequest], *, timeout: float | None = None
-    ) -> list[Outcome]:
-        """One outcome per request, in their order. `predict_request` makes one."""
-        if isinstance(self._channels, AsyncTurns):
-            reply = await self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
-            return [outcome_of(outcome) for outcome in reply.outcomes]
-        requests = list(requests)
-        groups = grouped(requests)
-        messages = [v1.PredictBatchRequest(requests=[requests[at] for at in group]) for group in groups]
-        async with asyncio.TaskGroup() as running:
-            tasks = [running.create_task(self._call(calls.PREDICT_BATCH, message, timeout)) for message in messages]
-        return gathered(requests, groups, [task.result() for task in tasks])
-
-    async def predict_stream(
-        self, items: Iterable[Item] | AsyncIterable[Item], *, timeout: float | None = None
-    ) -> AsyncIterator[tuple[str, Outcome]]:
-        """(id, outcome) as they finish, for (id, request) as they come.
-
-        An error of `items` is raised once the requests before it are answered. Leave the loop early only inside
-        `contextlib.aclosing`, so that the call ends at once.
-        """
-        failures: list[Exception] = []
-        messages = async_stream_messages(items, self._max_message_bytes, failures)
-        async with self._channels.use() as use:
-            call = use.channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
-                messages, timeout=timeout, metadata=self._metadata
-            )
-            try:
-                async for message in call:
-                    yield message.id, outcome_of(message)
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
-            finally:
-                call.cancel()
-        if failures:
-            raise failures[0]
-
-    async def list(self, prefix: str = "", *, timeout: float | None = None) -> AsyncIterator[admin.Adapter]:
-        """Every adapter whose name starts with `prefix`, by name."""
-        request = admin.ListRequest(name_prefix=prefix)
-        while True:
-            page = await self._call(calls.LIST, request, timeout)
-            for adapter in page.adapters:
-                yield adapter
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    async def base(self, *, timeout: float | None = None) -> admin.Base:
-        return (await self._call(calls.LIST, admin.ListRequest(page_size=1), timeout)).base
-
-    async def get(self, name: str, *, timeout: float | None = None) -> admin.Adapter:
-        return (await self._call(calls.GET, admin.GetRequest(name=name), timeout)).adapter
-
-    async def load(self, name: str, *, timeout: float | None = None) -> admin.LoadResponse:
-        """Read the adapter from its origin again and move the name to what was found."""
-        return await self._call(calls.LOAD, admin.LoadRequest(name=name), timeout)
-
-    async def publish(
-        self, folder: Path | str, name: str = "", *, percent: int | None = None, timeout: float | None = None
-    ) -> admin.PublishResponse:
-        """See `Client.publish`. Files are read on the event loop, a megabyte at a time."""
-        messages = publish_messages(name or Path(folder).name, Path(folder), percent)
-        async with self._channels.use() as use:
-            try:
-                call = use.channel.stream_unary(**calls.PUBLISH.arguments())
-                reply: admin.PublishResponse = await call(messages, timeout=timeout, metadata=self._metadata)
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
-        return reply
-
-    async def unload(self, name: str, *, timeout: float | None = None) -> admin.UnloadResponse:
-        return await self._call(calls.UNLOAD, admin.UnloadRequest(name=name), timeout)
-
-    async def pin(self, name: str, is_pinned: bool = True, *, timeout: float | None = None) -> admin.Adapter:
-        request = admin.PinRequest(name=name, is_pinned=is_pinned)
-        return (await self._call(calls.PIN, request, timeout)).adapter
-
-    async def prefetch(self, names: Iterable[str], *, timeout: float | None = None) -> int:
-        """See `Client.prefetch`."""
-        return (await self._call(calls.PREFETCH, admin.PrefetchRequest(names=names), timeout)).num_begun
-
-    async def set_traffic(self, name: str, shares: Mapping[str, int], *, timeout: float | None = None) -> admin.Adapter:
-        """See `Client.set_traffic`."""
-        return (await self._call(calls.SET_TRAFFIC, traffic_request(name, shares), timeout)).adapter
-
-    async def wait_ready(self, timeout: float = 60.0) -> None:
-        """Return once the server says it serves. Raises Error if it does not within `timeout` seconds."""
-        async with self._channels.use() as use:
-            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = use.channel.unary_unary(calls.HEALTH_CHECK)
-            try:
-                answer = await check(calls.HEALTH_REQUEST, timeout=timeout, wait_for_ready=True)
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
-        calls.require_serving(answer)
-
-    async def close(self) -> None:
-        await self._channels.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
-        calls.require_size(request, self._max_message_bytes)
-        adapter = routed_adapter(request)
-        async with self._channels.use(adapter) as use:
-            call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
-            try:
-                reply = await call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(adapter)))
-            except grpc.RpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-                use.failed(error)
-                raise error from rpc_error
-            use.answered(reply)
-        return reply
+def _close(channel: grpc.Channel) -> None:
+    channel.close()

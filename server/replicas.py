@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from server.config import DNS, FILE, ApiConfig, split_address
+from server.errors import InvalidInput
 
 log = logging.getLogger("adapterd")
 
@@ -48,7 +49,7 @@ class Replicas:
         place = self._api.replicas
         try:
             found = await look(place)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, InvalidInput) as error:
             log.warning("replicas of %s are as they were: %s", place, error)
             return
         if found != self.addresses:
@@ -57,16 +58,19 @@ class Replicas:
 
 
 async def look(place: str) -> tuple[str, ...]:
-    """host:port of all that a place lists, sorted. Raises OSError, ValueError."""
+    """host:port of all that a place lists, sorted. Raises OSError, ValueError, InvalidInput."""
     if place.startswith(FILE):
         return await asyncio.to_thread(_listed, Path(place.removeprefix(FILE)))
     return await _resolved(*split_address(place.removeprefix(DNS)))
 
 
 def _listed(path: Path) -> tuple[str, ...]:
-    """Raises OSError, ValueError."""
+    """Raises OSError, ValueError, InvalidInput."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return tuple(sorted({_complete(line) for line in lines if line}))
+    found = tuple(sorted({_complete(line) for line in lines if line}))
+    if not found:
+        raise ValueError("it lists nothing; it may be about to be written")
+    return found
 
 
 def _complete(address: str) -> str:

@@ -57,7 +57,7 @@ async def serve_inference_port(infer: Infer, note: Note = lambda metadata: None)
 
 
 @asynccontextmanager
-async def serve_replica(infer: Infer, listed: Path | None) -> AsyncIterator[int]:
+async def serve_replica(infer: Infer, listed: Path | None, port: int = 0) -> AsyncIterator[int]:
     """One of the replicas that a file lists; None for a server that is alone."""
     more = {"advertise": "127.0.0.1", "replicas": f"file:{listed}", "reload_s": 0.05} if listed else {}
     config = ApiConfig(max_inputs_per_request=4, max_requests_per_batch=8, **more)  # type: ignore[arg-type]
@@ -69,17 +69,17 @@ async def serve_replica(infer: Infer, listed: Path | None) -> AsyncIterator[int]
         (replicas_pb2.DESCRIPTOR.services_by_name["Replicas"], ReplicasServicer(replicas)),
     )
     handlers = [service_handler(*each, lambda context: ANYONE) for each in services]
-    async with serve_handlers(*handlers, grace_s=1) as port:
+    async with serve_handlers(*handlers, grace_s=1, port=port) as port:
         await replicas.start(port)
         yield port
         await replicas.stop()
 
 
 @asynccontextmanager
-async def serve_handlers(*handlers: grpc.GenericRpcHandler, grace_s: float = 0) -> AsyncIterator[int]:
+async def serve_handlers(*handlers: grpc.GenericRpcHandler, grace_s: float = 0, port: int = 0) -> AsyncIterator[int]:
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(handlers)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
         yield port

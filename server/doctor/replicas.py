@@ -6,6 +6,7 @@ import asyncio
 
 from server.config import ApiConfig, is_loopback, split_address
 from server.doctor.finding import Finding, ok, problem, warning
+from server.errors import InvalidInput
 from server.replicas import look
 
 NAME = "replicas"
@@ -15,7 +16,7 @@ def replicas(api: ApiConfig) -> Finding:
     """Whether the list can be had, and this one is told its own address; where nothing is configured, all is well."""
     try:
         addresses = asyncio.run(look(api.replicas))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, InvalidInput) as error:
         return problem(
             NAME,
             f"{api.replicas} cannot be looked up: {error}",

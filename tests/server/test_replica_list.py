@@ -29,7 +29,12 @@ async def test_a_file_that_changes_is_followed_and_one_that_is_bad_is_not(tmp_pa
     path = tmp_path / "list"
     path.write_text("a:1")
     replicas = await listed(f"file:{path}")
-    for content, expected in (("a:1\nb:2", ("a:1", "b:2")), ("a:1\nhost", ("a:1", "b:2")), ("c:3", ("c:3",))):
+    for content, expected in (
+        ("a:1\nb:2", ("a:1", "b:2")),
+        ("a:1\nhost", ("a:1", "b:2")),
+        ("a:1\n::1", ("a:1", "b:2")),
+        ("c:3", ("c:3",)),
+    ):
         path.write_text(content)
         await asyncio.sleep(0.1)
         assert replicas.addresses == expected

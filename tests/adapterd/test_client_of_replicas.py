@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -284,3 +286,94 @@ def test_what_the_ring_hashes_is_what_the_server_checks() -> None:
     assert routed_adapter(same) == "a"
     mixed = v1.PredictBatchRequest(requests=[predict_request("a", "x"), predict_request("b", "y")])
     assert routed_adapter(mixed) == ""
+
+
+@KINDS
+async def test_a_silent_seed_takes_no_longer_than_the_call_may(kind: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and says nothing
+        port = silent.getsockname()[1]
+        async with calling(kind, f"cluster:127.0.0.1:{port}", max_retries=0) as call:
+            started = time.monotonic()
+            asked = [call("predict", "a", "x", timeout=0.3) for _ in range(5)]
+            failures = await asyncio.gather(*asked, return_exceptions=True)
+            assert all(isinstance(failure, Error) for failure in failures), failures
+            assert time.monotonic() - started < 2
+
+
+@KINDS
+async def test_waiting_for_the_first_replica(kind: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    replica, late = Replica(), AsyncExitStack()
+
+    async def start() -> None:
+        await asyncio.sleep(0.5)
+        await late.enter_async_context(serve_replica(replica.infer, None, port))
+
+    starting = asyncio.create_task(start())
+    async with late, calling(kind, f"cluster:127.0.0.1:{port}") as call:
+        with pytest.raises(Error, match="serve|UNIMPLEMENTED|Method not found"):  # it has no service of health
+            await call("wait_ready", 10)
+        assert (await call("predict", "a", "x")).adapter == "a"
+    await starting
+
+
+@KINDS
+async def test_a_part_of_a_batch_that_fails_leaves_the_others_their_answers(kind: Any, three: Cluster) -> None:
+    async with calling(kind, three.server, max_retries=0) as call:
+        requests = [predict_request(ADAPTERS[number % 24], "x") for number in range(48)]
+        await call("predict_batch", requests)
+        dead = three.replicas[2]
+        homes = {name for name, found in three.homes().items() if dead.address in found}
+        await asyncio.gather(*(replica.stop() for replica in three.replicas[:2]))
+        outcomes = await call("predict_batch", [predict_request("x" * 300, "x"), *requests])
+    assert isinstance(outcomes[0], Error) and homes
+    assert not any(isinstance(outcome, Error) for outcome in outcomes[1:])
+
+
+@KINDS
+async def test_batches_spill_over_too(kind: Any, three: Cluster) -> None:
+    for replica in three.replicas:
+        replica.answer = waiting(10)
+    async with calling(kind, three.server) as call:
+        for _ in range(80):
+            await call("predict_batch", [predict_request("hot", "x")])
+    assert len(three.homes()["hot"]) > 1
+
+
+@KINDS
+async def test_addresses_that_cannot_be_are_left_out(kind: Any, three: Cluster) -> None:
+    three.file.write_text("\n".join([*(replica.address for replica in three.replicas), "a..b:1", "[::1]:1"]))
+    await asyncio.sleep(0.2)
+    async with calling(kind, three.server) as call:
+        await ask_all(call)
+        three.homes()
+        three.list(*three.replicas[:2])
+        await asyncio.sleep(0.6)
+        await ask_all(call)
+    assert three.replicas[2].requests == []
+
+
+@KINDS
+async def test_a_name_of_several_addresses_is_several_seeds(
+    kind: Any, three: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def two(host: str, port: int, *args: Any, **options: Any) -> Any:
+        if host != "replicas.test":
+            return real(host, port, *args, **options)
+        return [*real("127.0.0.7", port, *args, **options), *real("127.0.0.1", port, *args, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)  # nobody listens at the first
+    port = three.replicas[0].address.rpartition(":")[2]
+    async with calling(kind, f"cluster:replicas.test:{port}") as call:
+        await ask_all(call, times=1)
+    assert len(set().union(*three.homes().values())) == 3
+
+
+def test_without_the_hash_of_grpc_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY", "false")
+    with pytest.raises(ValueError, match="RING_HASH_SET_REQUEST_HASH_KEY is 'false'"):
+        Client("cluster:127.0.0.1:1")

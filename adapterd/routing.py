@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,9 @@ from google.protobuf.duration_pb2 import Duration
 from adapterd.v1 import inference_pb2 as v1
 
 MAX_ADAPTERS = 65536  # that are remembered
-MAX_SPREAD = 8.0  # replicas for one adapter: each is a channel of its own
-STEP = 0.02  # of a replica more or less after each reply
+MAX_SPREAD = 16.0  # replicas for one adapter: each is a channel of its own
+STEP, CALM_STEP = 0.02, 0.002  # of a replica more after a reply where some wait, fewer where none does
+REFUSED_S = 5.0  # a replica that has no room counts as one where requests wait so long
 MAX_WAIT_BATCHES = 2.0  # a replica that is merely busy has requests wait for the batch that computes, and the next
 MIN_WAIT_S = 0.05  # to pass a shorter wait by is not worth a load elsewhere
 SMOOTHING = 0.2  # of what is known of a replica's wait, a new reply's weight
@@ -46,7 +47,7 @@ class _Home:
     spread: float = 1.0
 
     def move(self, step: float) -> None:
-        self.spread = min(MAX_SPREAD, max(1.0, self.spread + step))
+        self.spread = min(MAX_SPREAD, len(self.chain) + 1.0, max(1.0, self.spread + step))
 
 
 @dataclass(slots=True)
@@ -58,9 +59,13 @@ class _Wait:
 
 
 class Routing:
-    """What one client has learned. Not for several threads at a time."""
+    """What one client has learned. Not for several threads at a time.
 
-    def __init__(self) -> None:
+    clock   seconds
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._homes: OrderedDict[str, _Home] = OrderedDict()
         self._waits: dict[str, _Wait] = {}
 
@@ -75,23 +80,28 @@ class Routing:
         """Learn from a reply to a request that passed `avoided` by."""
         if not response.replica:
             return
-        wait_s = self._note_wait(response.replica, _seconds(response.timings.queue))
+        self._note_wait(response.replica, _seconds(response.timings.queue))
         home, place = self._home(adapter), len(avoided)
         if tuple(home.chain[:place]) != avoided:
             return  # what was known then is not so any more
         if home.chain[place : place + 1] != [response.replica]:  # the ring goes on otherwise than before, or is new
             home.chain[place:] = [response.replica]
-            home.spread = min(home.spread, place + 2.0)
-        is_last = place and place == math.ceil(home.spread) - 1
-        is_over = wait_s > max(MAX_WAIT_BATCHES * _seconds(response.timings.compute), MIN_WAIT_S)
-        is_of_use = not is_last or wait_s < self._wait_s(home.chain[0])
-        home.move(STEP if is_over and is_of_use else -STEP)
+        self._adjust(home, max(MAX_WAIT_BATCHES * _seconds(response.timings.compute), MIN_WAIT_S))
 
     def refused(self, adapter: str, avoided: tuple[str, ...]) -> None:
         """Learn that a replica had no room for a request."""
-        if (home := self._homes.get(adapter)) is not None:
-            is_last = avoided and len(avoided) == math.ceil(home.spread) - 1
-            home.move(-STEP if is_last else STEP)
+        home = self._homes.get(adapter)
+        if home is not None and tuple(home.chain[: len(avoided)]) == avoided and len(avoided) < len(home.chain):
+            self._note_wait(home.chain[len(avoided)], REFUSED_S)
+            self._adjust(home, MIN_WAIT_S)
+
+    def _adjust(self, home: _Home, most_s: float) -> None:
+        """More replicas while some wait is too long and the last that was added waits less; slowly fewer when calm."""
+        waits = [self._wait_s(replica) for replica in home.chain[: math.ceil(home.spread)]]
+        if max(waits) <= most_s:
+            home.move(-CALM_STEP)
+        else:
+            home.move(STEP if len(waits) == 1 or waits[-1] < max(waits) else -STEP)
 
     def _home(self, adapter: str) -> _Home:
         home = self._homes.setdefault(adapter, _Home())
@@ -100,17 +110,15 @@ class Routing:
             self._homes.popitem(last=False)
         return home
 
-    def _note_wait(self, replica: str, queue_s: float) -> float:
-        """The wait there with one reply more."""
-        known, now = self._waits.get(replica), time.monotonic()
+    def _note_wait(self, replica: str, queue_s: float) -> None:
+        known, now = self._waits.get(replica), self._clock()
         if known is not None and now - known.seen_at < FORGET_S:
             queue_s = known.seconds + SMOOTHING * (queue_s - known.seconds)
         self._waits[replica] = _Wait(queue_s, now)
-        return queue_s
 
     def _wait_s(self, replica: str) -> float:
         known = self._waits.get(replica)
-        return known.seconds if known is not None and time.monotonic() - known.seen_at < FORGET_S else 0.0
+        return known.seconds if known is not None and self._clock() - known.seen_at < FORGET_S else 0.0
 
 
 def _seconds(duration: Duration) -> float:

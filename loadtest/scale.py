@@ -36,7 +36,7 @@ from server.metrics import Metrics
 
 COUNTS = (10, 100, 1000)
 GRPC_CAP = 4096  # points of a whole ring, where nobody asks for more
-BATCH_S, BATCH_SAMPLES = 0.02, 32  # of a device
+BATCH_S, BATCH_SAMPLES = 0.02, 4  # of a device: small ones, for each request is simulated
 MAX_QUEUE_S = 5.0  # api.max_queue_s
 NUM_CLIENTS = 16
 OFFERED = 0.5  # of what all devices can do
@@ -57,7 +57,7 @@ class Plan:
     num_adapters: int = 1_000_000
     num_requests: int = 1_000_000
     room: int = 5_000
-    num_batches: int = 150
+    num_batches: int = 1000
     num_folders: int = NUM_FOLDERS
     num_orders: int = NUM_ORDERS
 
@@ -239,14 +239,27 @@ def _load(plan: Plan, number: int, exponent: float, spread: float, hashes: NDArr
         routing.MAX_SPREAD = most
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of a request that waits."""
+
+    client: Routing
+    name: str
+    replica: int
+    wait_s: float
+    avoided: tuple[str, ...]
+
+
 class _Loaded:
     def __init__(self, plan: Plan, number: int, exponent: float, hashes: NDArray[np.uint64]) -> None:
         self._plan, self._number, self._exponent = plan, number, exponent
         self._ring = Ring([address(i) for i in range(number)], POINTS)
         self._names = {address(i): i for i in range(number)}
         self._hashes, self._homes = hashes, self._ring.homes(hashes)
-        self._clients = [Routing() for _ in range(NUM_CLIENTS)]
+        self._clients = [Routing(clock=lambda: self._now) for _ in range(NUM_CLIENTS)]
+        self._now = 0.0
         self._lines = np.zeros(number)  # requests that wait at each replica
+        self._due: list[list[Answer]] = [[] for _ in range(int(MAX_QUEUE_S / BATCH_S) + 2)]  # by the batch, in a ring
         self._places = set[tuple[int, int]]()
         self._rng = np.random.default_rng(4)
 
@@ -275,7 +288,11 @@ class _Loaded:
 
     def _tick(self, adapters: NDArray[np.int64]) -> Iterator[float | None]:
         """The wait of each request that comes in the time of one batch, seconds; None for one that is refused."""
-        replies: dict[int, v1.PredictResponse] = {}
+        self._now += BATCH_S
+        tick = round(self._now / BATCH_S)
+        answers, self._due[tick % len(self._due)] = self._due[tick % len(self._due)], []
+        for answer in answers:  # clients learn of a wait when it is over
+            answer.client.answered(answer.name, _reply(answer), answer.avoided)
         clients = self._rng.integers(0, NUM_CLIENTS, len(adapters)).tolist()
         for adapter, number in zip(adapters.tolist(), clients, strict=True):
             client, name = self._clients[number], str(adapter)
@@ -284,25 +301,25 @@ class _Loaded:
             if avoided:
                 replica = self._ring.next(int(self._hashes[adapter]), [self._names[one] for one in avoided])
             self._places.add((adapter, replica))
-            wait_s = (self._lines[replica] // BATCH_SAMPLES + 0.5) * BATCH_S
+            num_before = self._lines[replica] // BATCH_SAMPLES
+            wait_s = float(num_before + 0.5) * BATCH_S
             if wait_s > MAX_QUEUE_S:
                 client.refused(name, avoided)
                 yield None
                 continue
             self._lines[replica] += 1
-            client.answered(name, _reply(replies, replica, wait_s), avoided)
-            yield float(wait_s)
+            self._due[(tick + int(num_before) + 1) % len(self._due)].append(
+                Answer(client, name, replica, wait_s, avoided)
+            )
+            yield wait_s
         self._lines = np.maximum(0.0, self._lines - BATCH_SAMPLES)
 
 
-def _reply(replies: dict[int, v1.PredictResponse], replica: int, wait_s: float) -> v1.PredictResponse:
-    """As the replica would answer now."""
-    reply = replies.get(replica)
-    if reply is None:
-        reply = replies[replica] = v1.PredictResponse(replica=address(replica))
-        reply.timings.compute.nanos = int(BATCH_S * 1e9)
-    reply.timings.queue.seconds, nanos = divmod(int(wait_s * 1e9), 1_000_000_000)
-    reply.timings.queue.nanos = nanos
+def _reply(answer: Answer) -> v1.PredictResponse:
+    """As the replica would answer."""
+    reply = v1.PredictResponse(replica=address(answer.replica))
+    reply.timings.compute.nanos = int(BATCH_S * 1e9)
+    reply.timings.queue.seconds, reply.timings.queue.nanos = divmod(int(answer.wait_s * 1e9), 1_000_000_000)
     return reply
 
 

@@ -226,29 +226,39 @@ async def test_a_busy_replica_hands_requests_to_the_next_one_until_it_is_calm(ki
         (home,) = three.homes()["hot"]
         busy = next(replica for replica in three.replicas if replica.address == home)
         busy.answer = waiting(10)
-        await ask_all(call, ["hot"], times=100)
+        await ask_all(call, ["hot"], times=200)
         three.homes()
         await ask_all(call, ["hot", "cold"], times=200)
-        served = Counter({replica.address: replica.requests.count("hot") for replica in three.replicas})
-        assert 60 <= served[home] <= 140 and min(served.values()) <= 10, served
+        served = {replica.address: replica.requests.count("hot") for replica in three.replicas}
+        assert served[home] <= 120, served  # and of `cold` none moved, unless its home is the same
         busy.answer = waiting(0.5)
-        await ask_all(call, ["hot"], times=100)
+        await asyncio.gather(*(ask_all(call, ["hot"], times=60) for _ in range(30)))
         three.homes()
         await ask_all(call, ["hot"], times=20)
         assert three.homes() == {"hot": {home}}
 
 
 @KINDS
-async def test_where_the_next_one_is_busy_too_all_are_asked(kind: Any, three: Cluster) -> None:
+async def test_where_the_next_one_is_busy_but_less_so_all_are_asked(kind: Any, three: Cluster) -> None:
     async with calling(kind, three.server) as call:
         await ask_all(call, ["hot"])
         (home,) = three.homes()["hot"]
         for replica in three.replicas:
             replica.answer = waiting(10 if replica.address == home else 5)
-        await ask_all(call, ["hot"], times=400)
+        await ask_all(call, ["hot"], times=300)
         three.homes()
         await ask_all(call, ["hot"], times=100)
         assert len(three.homes()["hot"]) == 3
+
+
+@KINDS
+async def test_where_all_wait_alike_nothing_spills(kind: Any, three: Cluster) -> None:
+    for replica in three.replicas:
+        replica.answer = waiting(10)
+    async with calling(kind, three.server) as call:
+        await ask_all(call, ["hot"], times=300)
+        counts = Counter({replica.address: replica.requests.count("hot") for replica in three.replicas})
+    assert counts.most_common(1)[0][1] >= 150, counts
 
 
 @KINDS

@@ -80,16 +80,15 @@ class Loader:
         self._failures.forget(name)
 
     async def _read(self, record: Record, flight: Flight) -> Adapter:
-        source: Source = record.source
+        version: Source | None = None  # the kept files of one, which are read in place of what the origin has now
         wanted = flight.digest or record.digest
         if not flight.is_explicit:
             if wanted and (adapter := await self._from_disk(wanted)) is not None:
                 return replace(adapter, manifest=replace(adapter.manifest, name=record.name))
             if flight.digest and self._disk is not None and flight.digest in self._disk:
                 raise Unavailable(f"version {wanted[:DIGEST_CHARS]} of {record.name!r} cannot be read; try again later")
-            if (version := await self._find_version(record, wanted)) is not None:
-                source = version
-            elif flight.digest:
+            version = await self._find_version(record, wanted)
+            if version is None and flight.digest:
                 raise AdapterChanged(
                     f"adapter {record.name!r} has no version {wanted[:DIGEST_CHARS]} on disk any more; call SetTraffic"
                     " with another one",
@@ -98,23 +97,24 @@ class Loader:
             self._failures.check(record.name)
         known = None if flight.is_explicit else self._failures.find(record.name)
         try:
+            source = version or record.source
             reading = await self._origin.read(source, record.name, self._build, known=known, on_begin=flight.begin)
         except Unavailable:
             self._failures.back_off(record.name)
             raise
         except FileNotFoundError as error:
-            if source is record.source:
+            if version is None:
                 raise
             raise _removed(record, wanted) from error
         flight.is_reading = False
         if known is not None and reading.found is known.error:
             raise again(known.error)
-        if source is record.source:
+        if version is None:
             flight.stamp = reading.stamp
         try:
             adapter = self._accept(reading.found, record, flight)
         except AdapterRefused as error:
-            if source is not record.source and await self._find_version(record, wanted) is None:
+            if version is not None and await self._find_version(record, wanted) is None:
                 raise _removed(record, wanted) from error
             self._failures.remember(record.name, reading.stamp, error)
             raise

@@ -27,7 +27,7 @@ class ModelConfig:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
     dtype: str = "auto"  # float32, bfloat16, float16; "auto" is bfloat16 on GPUs and float32 on CPUs
     quantization: str = "none"  # "int8": the base's Linears in 8 bits, faster on CPUs, answers a little off
-    num_threads: int = 0  # compute threads on a CPU; 0 takes all cores
+    num_threads: int = 0  # compute threads on a CPU; 0: all cores that the process may use, by affinity and cgroup
     backend: str = "auto"  # how adapters are computed: eager, triton, or reference to check against; auto by the device
     cuda_graphs: bool = True  # small batches are replayed from graphs, which hold memory and take a moment to capture
 

@@ -37,6 +37,7 @@ TESTS = (
     "tests/server/test_tokenizer.py",
     "tests/training/test_stitch.py",
 )
+NEEDED = {"accelerate", "hypothesis", "openai", "pytest", "pytest-asyncio", "pytest-timeout", "tritonclient", "trustme"}
 SHOWN = ("torch", "transformers", "protobuf", "grpcio", "grpcio-health-checking", "numpy")
 HEAD = """# Compatibility
 
@@ -62,9 +63,8 @@ class Row:
     loose: Sequence[str] = ()
 
 
-STUBS = ("protobuf", "grpcio-health-checking", "grpcio-reflection", "grpcio-status", "grpcio-tools", "tritonclient")
+STUBS = ("protobuf", "grpcio-health-checking", "grpcio-reflection", "grpcio-status", "tritonclient")
 NEW_STUBS = ("protobuf>=7.35.1,<8", "grpcio-health-checking>=1.83", "grpcio-reflection>=1.83", "grpcio-status>=1.83")
-OTLP = ("opentelemetry-proto", "opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-exporter-otlp-proto-common")
 TRITON_NEEDS = ("ml-dtypes", "python-rapidjson", "geventhttpclient", "aiohttp")
 OLD = ("torch", "transformers", "huggingface_hub", "tokenizers", "sympy")
 NEW = ("transformers", "huggingface_hub", "tokenizers")
@@ -72,7 +72,7 @@ ROWS = (
     Row("pinned", "3.11"),
     Row("pinned, Python 3.12", "3.12"),
     Row("pinned, Python 3.13", "3.13"),
-    Row("protobuf 7", "3.11", (*STUBS, *OTLP), (*NEW_STUBS, *TRITON_NEEDS), ("tritonclient==2.73.0",)),
+    Row("protobuf 7", "3.11", STUBS, (*NEW_STUBS, *TRITON_NEEDS), ("tritonclient==2.73.0",)),
     Row("oldest torch and transformers", "3.11", OLD, ("torch==2.11.0", "transformers==5.17.0")),
     Row("newest transformers", "3.11", NEW, ("transformers",)),
 )
@@ -148,11 +148,11 @@ def _install(row: Row, python: str, folder: Path) -> list[str]:
     constraints.write_text("\n".join(pins) + "\n")
     _run([python, "-m", "venv", str(folder / "venv")])
     own = str(folder / "venv/bin/python")
-    pip = [own, "-m", "pip", "install", "--quiet"]
+    pip = [own, "-m", "pip", "install", "--quiet", "--no-compile"]
     pinned = [*pip, "-c", str(constraints)]
     torch = next((pin for pin in row.pins if pin.startswith("torch")), "torch")
     _run([*pinned, torch])
-    _run([*pinned, "-e", f"{ROOT}[demo]", *_dev(is_loose=bool(row.loose)), *row.pins])
+    _run([*pinned, "-e", f"{ROOT}[demo]", *_dev(row), *row.pins])
     for package in row.loose:
         _run([*pip, "--no-deps", package])
     listed = _run([own, "-m", "pip", "list", "--format", "json"])
@@ -161,11 +161,11 @@ def _install(row: Row, python: str, folder: Path) -> list[str]:
     return [exact, *(versions.get(name, "") for name in SHOWN)]
 
 
-def _dev(is_loose: bool) -> list[str]:
-    """What the tests need, without what the row brings in another version, and without what they do not touch."""
-    left_out = {"triton"} | (set(STUBS) | set(OTLP) if is_loose else set())
+def _dev(row: Row) -> list[str]:
+    """What the tests need, as the project asks for it; without what the row brings itself."""
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
-    return [text for text in extra if Requirement(text).name not in left_out]
+    own = {Requirement(package).name for package in row.loose}
+    return [text for text in extra if Requirement(text).name in NEEDED and Requirement(text).name not in own]
 
 
 def _tested(folder: Path) -> tuple[str, bool]:

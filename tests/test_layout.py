@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("server.core", "server.expression", "server.usage"),
     (
         "server.backoff",
+        "server.cores",
         "server.metrics",
         "server.memory",
         "server.folders",

@@ -9,9 +9,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """score and baseline are test scores in [0, 1]; the baseline is a linear head on the frozen base."""
+    """What `adapterd train` calls the task; score and baseline are test scores in [0, 1].
+
+    The baseline is a linear head on the frozen base.
+    """
 
     name: str
+    task: str
     method: str
     head: str
     base: str

@@ -105,6 +105,7 @@ class DemoTrainer:
         write_checkpoint(self._output / task.name, best, self._base.info, STORED)
         card = Card(
             name=task.name,
+            task=task.kind.name,
             method=task.method,
             head=task.head_type,
             base="all-MiniLM-L6-v2",

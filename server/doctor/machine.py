@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from server.config import MIB, ApiConfig, ModelConfig, ServerConfig
+from server.cores import usable_cores
 from server.doctor.finding import Finding, ok, problem, warning
 from server.errors import InvalidInput
 from server.model.base import device_of, dtype_of
@@ -105,10 +105,6 @@ def cores(model: ModelConfig, api: ApiConfig) -> Finding:
             f"--frontends {max(0, usable - 1)} (api.frontends), or more cores",
         )
     return ok("cores", f"{usable} cores, {model.num_threads or usable} compute threads")
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory(config: ServerConfig, num_parameters: int) -> Finding:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from starlette.exceptions import HTTPException
 
 from adapterd.oip.v2 import inference_pb2 as v2
 from adapterd.v1 import inference_pb2 as v1
@@ -108,7 +109,11 @@ def router(servicer: OipServicer, answering: Answering, bridge: Bridge, version:
         return _response(head, answers, parsed[0])
 
     api.add_api_route("/models/stats", model_stats, methods=["GET"], summary="What was asked of all models")
+
     # models whose names have a slash come whole: what is asked of them stands at the end
+    async def infer_is_posted(name: str, version: str = "") -> Response:
+        raise HTTPException(405, "infer is asked by POST", {"allow": "POST"})
+
     for path, handler, methods, summary in (
         ("/ready", model_ready, ["GET"], "Whether a model can be asked for"),
         ("/config", model_config, ["GET"], "Configuration of a model"),
@@ -119,6 +124,8 @@ def router(servicer: OipServicer, answering: Answering, bridge: Bridge, version:
         extra = BODY if path == "/infer" else None
         for place in ("/models/{name:path}/versions/{version}", "/models/{name:path}"):
             api.add_api_route(place + path, handler, methods=methods, summary=summary, openapi_extra=extra)
+            if path == "/infer":  # or the metadata of a model of that name would be meant
+                api.add_api_route(place + path, infer_is_posted, methods=["GET"], include_in_schema=False)
 
     @api.post("/repository/index", summary="Every model, and whether it can be asked for")
     async def index(request: Request) -> JSONResponse:

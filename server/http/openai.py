@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import time
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapterd.v1 import inference_pb2 as v1
@@ -21,6 +21,8 @@ from server.oip.tensors import Limits
 from server.tracing import parent_of
 
 MAX_LISTED = 10_000
+After = Annotated[str, Query(description="The `last_id` of the page before")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LISTED)]
 WRONG_INPUT = "input is neither a text nor a list of token ids, nor a list of such"
 
 
@@ -62,6 +64,8 @@ class ModelItem(BaseModel):
 class ModelsResponse(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelItem]
+    has_more: bool
+    last_id: str | None = Field(description="What the next page is asked for with, as `after`")
 
 
 def router(engine: Engine, answering: Answering, bridge: Bridge, limits: Limits) -> APIRouter:
@@ -84,13 +88,17 @@ def router(engine: Engine, answering: Answering, bridge: Bridge, limits: Limits)
         return await bridge.call(request, work)
 
     @api.get("/models", summary="What can be named as a model")
-    async def models(request: Request) -> ModelsResponse:
+    async def models(request: Request, after: After = "", limit: Limit = MAX_LISTED) -> ModelsResponse:
         async def work(tenant: Tenant) -> list[str]:
-            page, _ = await engine.list(Wanted("", "", None, tenant), limit=MAX_LISTED)
-            return [*([BASE] if tenant.may_use(BASE) else []), *(status.name for status in page)]
+            """One more than asked for, where there is one. The base comes first."""
+            first = [BASE] if not after and tenant.may_use(BASE) else []
+            behind = "" if after == BASE else after
+            page, _ = await engine.list(Wanted(tenant=tenant), after=behind, limit=limit + 1 - len(first))
+            return [*first, *(status.name for status in page)]
 
         names = await bridge.call(request, work)
-        return ModelsResponse(data=[ModelItem(id=name, created=started) for name in names])
+        shown = [ModelItem(id=name, created=started) for name in names[:limit]]
+        return ModelsResponse(data=shown, has_more=len(names) > limit, last_id=shown[-1].id if shown else None)
 
     return api
 

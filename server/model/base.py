@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from server.config import ModelConfig
 from server.core import BaseInfo
+from server.cores import usable_cores
 from server.errors import InvalidInput, UnsupportedConfig
 from server.memory import keep_freed_memory
 from server.model.attention import ATTENTION_NAME
@@ -108,7 +109,7 @@ def load_base(config: ModelConfig) -> Base:
     check_quantization(config.quantization, device, dtype_of(config.dtype, device))
     if device.type == "cpu":
         keep_freed_memory()
-        torch.set_num_threads(config.num_threads or torch.get_num_threads())
+        torch.set_num_threads(config.num_threads or min(torch.get_num_threads(), usable_cores()))
     with _quiet():
         model, info = AutoModel.from_pretrained(
             source, dtype="auto", attn_implementation=attention_of(family), output_loading_info=True

@@ -80,6 +80,18 @@ def test_a_registry_is_searched_by_task_language_and_base(adapter: Path, tmp_pat
     assert list(registry.search(base="xlm-roberta-base")) == []
 
 
+def test_the_demo_adapters_are_found_by_their_tasks(tmp_path: Path) -> None:
+    registry = FolderRegistry(str(tmp_path / "registry"))
+    for folder in (Path(__file__).parents[2] / "examples" / "adapters").iterdir():
+        registry.push(folder, describe(folder, folder.name))
+    found = {
+        task: [one.name for one in registry.search(task=task)]
+        for task in ("text-classification", "token-classification")
+    }
+    assert found["text-classification"] == ["snips-intent", "sst2-sentiment"]
+    assert found["token-classification"] == ["snips-slots"]
+
+
 def test_what_is_not_there_is_told_with_what_is(adapter: Path, tmp_path: Path) -> None:
     registry = FolderRegistry(str(tmp_path / "registry"))
     registry.push(adapter, describe(adapter, "reviews", tags=("v1",)))

@@ -132,6 +132,19 @@ async def test_a_stock_openai_client_gets_embeddings(app: App, client: AsyncClie
     assert {"base", "embed"} <= set(names)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 5])
+async def test_models_are_listed_page_by_page(app: App, limit: int) -> None:
+    found, after, has_more = [], "", True
+    while has_more:
+        _, page = await asyncio.to_thread(fetch, app, f"/v1/models?limit={limit}&after={after}")
+        assert len(page["data"]) <= limit
+        found += [model["id"] for model in page["data"]]
+        after, has_more = page["last_id"], page["has_more"]
+    _, whole = await asyncio.to_thread(fetch, app, "/v1/models")
+    assert found == [model["id"] for model in whole["data"]] == ["base", "embed", "intent", "spans", "tags", "topics"]
+    assert not whole["has_more"]
+
+
 async def test_what_is_no_request_is_refused_with_its_reason(app: App) -> None:
     good = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
     infer = "/v2/models/intent/infer"
@@ -178,6 +191,9 @@ async def test_what_is_no_request_is_refused_with_its_reason(app: App) -> None:
         ("/console/..%2f..%2fapp.py", None, {}, 404, "Not Found"),
         ("/console/app.py", None, {}, 404, "no file"),
         ("/nowhere", None, {}, 404, "Not Found"),
+        ("/v1/models?limit=10001", None, {}, 400, "10000"),
+        ("/v2/models/Parallel(intent,tags)/infer", None, {}, 405, "POST"),
+        ("/v2/models/intent/versions/abcdef12/infer", None, {}, 405, "POST"),
     ]:
         got, answer = await asyncio.to_thread(lambda p=path, b=body, h=headers: fetch(app, p, b, **h))
         assert (got, part in json.dumps(answer, ensure_ascii=False)) == (status, True), (path, got, answer)
@@ -257,6 +273,8 @@ async def test_metrics_documents_and_console_are_there(app: App, client: AsyncCl
     assert status == 200 and b'adapterd_adapter_requests_total{adapter="intent",outcome="answered"} 1.0' in text
     status, schema = await asyncio.to_thread(fetch, app, "/openapi.json")
     assert status == 200 and "/v1/embeddings" in schema["paths"] and "/v2/models/{name}/infer" in schema["paths"]
+    declared = {code for path in schema["paths"].values() for one in path.values() for code in one["responses"]}
+    assert declared == {"200", "default"}  # what cannot be read is answered 400, not FastAPI's 422
     for path in ("/docs", "/docs/swagger-ui-bundle.js", "/", "/console/console.js"):
         assert (await asyncio.to_thread(fetch, app, path))[0] == 200, path
     _, state = await asyncio.to_thread(fetch, app, "/console/state")

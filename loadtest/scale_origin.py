@@ -1,12 +1,18 @@
-"""What a million names ask of the folder that replicas share, and of each replica: measured on fewer, per name."""
+"""What a million names ask of the folder that replicas share, and of each replica: measured on fewer, per name.
+
+`python -m loadtest.scale_origin FOLDERS ORDERS` prints it as JSON: memory is told apart in a process of its own only.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from adapters_cache.orders import FILE, Order, OrderLog
@@ -44,6 +50,11 @@ class OriginRow:
 
 
 def measure(num_folders: int = NUM_FOLDERS, num_orders: int = NUM_ORDERS) -> OriginRow:
+    command = [sys.executable, "-m", "loadtest.scale_origin", str(num_folders), str(num_orders)]
+    return OriginRow(**json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout))
+
+
+def _measure(num_folders: int, num_orders: int) -> OriginRow:
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         folder = Path(name)
         scan_s, record_bytes = _scan(folder / "adapters", num_folders)
@@ -87,3 +98,7 @@ def _orders(folder: Path, number: int) -> tuple[float, float, float, float]:
     assert found == number
     size = (folder / FILE).stat().st_size
     return size / number, (memory_mib() - before) * MIB / number, seconds / number, append_s
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_measure(*map(int, sys.argv[1:])))))

@@ -18,7 +18,7 @@ def run(
     adapters: Annotated[int, typer.Option(min=1000, help="in all")] = 1_000_000,
     room: Annotated[int, typer.Option(min=10, help="adapters that fit onto one replica")] = 5_000,
     requests: Annotated[int, typer.Option(min=1000, help="that fill caches, and as many that are counted")] = 1_000_000,
-    batches: Annotated[int, typer.Option(min=10, help="of each device, not counted, and as many that are")] = 150,
+    batches: Annotated[int, typer.Option(min=10, help="of each device, not counted, and as many that are")] = 1000,
     output: Annotated[Path | None, typer.Option(help="folder for scale.json and scale.md")] = None,
 ) -> None:
     """Routing, caches and publishing of up to 1,000 replicas and a million adapters; takes some 20 minutes."""

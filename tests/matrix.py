@@ -41,8 +41,9 @@ NEEDED = {"accelerate", "hypothesis", "openai", "pytest", "pytest-asyncio", "pyt
 SHOWN = ("torch", "transformers", "protobuf", "grpcio", "grpcio-health-checking", "numpy")
 HEAD = """# Compatibility
 
-What the project was tried with. `make matrix` runs this table again; every row is an environment of its own, with the
-tests of the wire, the engine, recorded answers and training.
+What the project was tried with. `make matrix` writes this page; every row is an environment of its own, with the tests
+of the wire, the engine, recorded answers and training on a CPU. A row that could not be made says why. "health" is
+grpcio-health-checking, whose stubs ask for a protobuf at least as new as theirs; torch without `+cpu` is a CUDA build.
 
 | set | Python | torch | transformers | protobuf | grpcio | health | numpy | tests |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -66,7 +67,7 @@ class Row:
 STUBS = ("protobuf", "grpcio-health-checking", "grpcio-reflection", "grpcio-status", "tritonclient")
 NEW_STUBS = ("protobuf>=7.35.1,<8", "grpcio-health-checking>=1.83", "grpcio-reflection>=1.83", "grpcio-status>=1.83")
 TRITON_NEEDS = ("ml-dtypes", "python-rapidjson", "geventhttpclient", "aiohttp")
-OLD = ("torch", "transformers", "huggingface_hub", "tokenizers", "sympy")
+OLD = ("torch", "transformers", "huggingface_hub", "tokenizers", "setuptools")
 NEW = ("transformers", "huggingface_hub", "tokenizers")
 ROWS = (
     Row("pinned", "3.11"),
@@ -156,7 +157,7 @@ def _install(row: Row, python: str, folder: Path) -> list[str]:
     for package in row.loose:
         _run([*pip, "--no-deps", package])
     listed = _run([own, "-m", "pip", "list", "--format", "json"])
-    versions = {canonicalize_name(one["name"]): one["version"].partition("+")[0] for one in json.loads(listed)}
+    versions = {canonicalize_name(one["name"]): one["version"] for one in json.loads(listed)}
     exact = _run([own, "-c", "import platform; print(platform.python_version())"]).strip()
     return [exact, *(versions.get(name, "") for name in SHOWN)]
 

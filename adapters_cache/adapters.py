@@ -584,15 +584,15 @@ class Adapters:
         if self._loads[record.name]:
             return False  # somebody is at it, and may want it beside what is there
         if self._following is not None and self._following.is_shared(record):
-            return await self._following.take_over(record, partial(self._load_found, record))
+            return await self._following.take_over(record)
         try:
-            await self._load_found(record)
+            await self.load_found(record)
         except AdapterdError as error:
             log.warning("adapter %s stays as it is: %s", record.name, error.message)
             return isinstance(error, AdapterRefused)
         return True
 
-    async def _load_found(self, record: Record) -> None:
+    async def load_found(self, record: Record) -> None:
         """Move a name to what its place holds."""
         (await self._join(self._take_off_load(record))).release()
 

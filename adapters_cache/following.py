@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from adapters_cache.host import HostLease, HostTier
 from adapters_cache.orders import Order
 from adapters_cache.pointing import Pointing
 from adapters_cache.registry import Record, Registry
-from adapters_cache.shared_folder import SharedFolder, tried_lock
+from adapters_cache.shared_folder import MovedMeanwhile, SharedFolder, tried_lock
 from adapters_cache.sources import FolderSource, Source
 from adapters_cache.versions import Versions
 from adapters_cache.workers import Workers
@@ -41,6 +41,8 @@ class Loads(Protocol):
 
     async def bring_version(self, record: Record, digest: str) -> HostLease:
         """A version in host memory, from there, from disk or from its files."""
+
+    async def load_found(self, record: Record) -> None: ...
 
     async def unload_here(self, name: str) -> tuple[int, int, int]: ...
 
@@ -71,7 +73,7 @@ class Following:
         self._failed: dict[str, _Failed] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
         self._operations: set[asyncio.Task[object]] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def is_shared(self, record: Record) -> bool:
         """Whether orders are given for a name: where its adapter lies in the folder that all replicas have."""
@@ -80,22 +82,23 @@ class Following:
     async def start(self, stamps: Mapping[str, str]) -> None:
         """Point names as the log has them, loading nothing, and follow it from now on.
 
-        stamps   of the adapters' folders now: a name whose files were replaced without an order is left as it is
+        stamps   of the adapters' folders now: those that were replaced without an order are taken over in a while
         """
+        orders: Mapping[str, Order] = {}
+        changed: Collection[str] = ()
         try:
-            orders = await self._worker.run("", self._shared.log.read)
+            orders, changed = await self._worker.run("", self._shared.begin, stamps)
         except (OSError, Unavailable) as error:
             self._cannot_read(error)
-            orders = {}
         for name, order in orders.items():
             record = self._registry.find(name)
-            if record is not None and self.is_shared(record) and order.stamp in ("", stamps.get(name, "")):
+            if record is not None and self.is_shared(record):
                 self._point_cold(record, order)
-        self._task = asyncio.create_task(self._keep_looking())
+        self._tasks = [asyncio.create_task(work) for work in (self._keep_looking(), self._take_over_all(changed))]
 
     async def stop(self) -> None:
         """Give up what is under way. An order that was written meanwhile counts at the next start."""
-        tasks = [*([self._task] if self._task else []), *self._following.values(), *self._operations]
+        tasks = [*self._tasks, *self._following.values(), *self._operations]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -113,24 +116,23 @@ class Following:
         """As `Adapters.unload`, everywhere."""
         return await self._shielded(self._unloaded(name))
 
-    async def take_over(self, record: Record, load: Callable[[], Awaitable[object]]) -> bool:
-        """A folder was replaced by hand: `load` it and order what came of it, unless another replica did; whether that
+    async def take_over(self, record: Record) -> bool:
+        """A folder was replaced by hand: load it and order what came of it, unless another replica did; whether that
         is done with.
         """
-        return await self._shielded(self._taken_over(record, load))
+        return await self._shielded(self._taken_over(record))
 
     async def has_moved(self, record: Record, digest: str) -> bool:
         """Whether a name points elsewhere than to `digest`, now that the log has been looked at."""
         if self.is_shared(record):
-            async with self._lock(record.name):
-                await self._catch_up(record.name)
+            await self._shielded(self._caught_up(record.name))  # a caller who leaves takes no order along
         return record.digest != digest
 
     async def gone(self, record: Record) -> None:
         """A folder is gone: so are its versions, and what was ordered of them."""
         if self.is_shared(record):
             try:
-                self._take(await self._worker.run("", self._shared.forget, record.name))
+                await self._worker.run("", self._shared.forget, record.name)
             except (OSError, Unavailable) as error:
                 log.warning("versions of %s are not removed: %s", record.name, error)
 
@@ -163,59 +165,76 @@ class Following:
 
     async def _ordered(self, name: str, act: Callable[[], Awaitable[T]]) -> T:
         async with self._lock(name):
+            try:
+                return await self._done(name, act)
+            except MovedMeanwhile:
+                return await self._done(name, act)  # from where the other replica has moved it
+
+    async def _caught_up(self, name: str) -> None:
+        async with self._lock(name):
             await self._catch_up(name)
-            return await self._done(name, act)
 
     async def _unloaded(self, name: str) -> tuple[int, int, int]:
         async with self._lock(name):
             if name not in self._registry:  # it may have come a moment ago
                 await self._catch_up(name)
             if self.is_shared(self._registry.get(name)):
-                await self._write(Order(name))
+                await self._write(name, self._shared.unload, name)
             return await self._loads.unload_here(name)
 
-    async def _taken_over(self, record: Record, load: Callable[[], Awaitable[object]]) -> bool:
+    async def _take_over_all(self, names: Collection[str]) -> None:
+        """Take over what was replaced while nobody looked, one after another; what is being published is waited for."""
+        count = 0
+        while names := [name for name in names if not await self._is_taken_over(name)]:
+            await asyncio.sleep(FOLLOW_S * back_off_s(count))
+            count += 1
+
+    async def _is_taken_over(self, name: str) -> bool:
+        record = self._registry.find(name)
+        return record is None or not self.is_shared(record) or await self.take_over(record)
+
+    async def _taken_over(self, record: Record) -> bool:
         try:
             lock = await asyncio.to_thread(tried_lock, self.folder / PUBLISH_LOCK)
             if lock is None:
                 return False  # it is being published, or another replica is at it
             with lock:
                 async with self._lock(record.name):
-                    await self._catch_up(record.name)
+                    seen = await self._catch_up(record.name)
                     found = await self._worker.run("", FolderSource(self.folder / record.name).stamp)
-                    if found != record.stamp:
-                        await self._done(record.name, load)
+                    if found != record.stamp or (seen is not None and seen.digest and found != seen.stamp):
+                        await self._done(record.name, lambda: self._loads.load_found(record))
         except (AdapterdError, OSError) as error:
             log.warning("adapter %s stays as it is: %s", record.name, error)
             return isinstance(error, AdapterRefused)
         return True
 
     async def _done(self, name: str, act: Callable[[], Awaitable[T]]) -> T:
-        """Order what came of it, if that is new. Where that fails the name is as it was before."""
+        """Begin where the log has the name, and order what came of it, if that is new; or the name is as it was."""
+        seen = await self._catch_up(name)
         record = self._registry.find(name)
         before = replace(record) if record is not None else None
         try:
             result = await act()
             record = self._registry.get(name)
             order = _order_of(record)
-            if self.is_shared(record) and order != self._shared.log.last.get(name):
-                await self._write(order)
+            if self.is_shared(record) and order != seen:
+                await self._write(name, self._shared.put, order, seen)
             return result
         except BaseException:
             self._take_back(name, before)
             raise
 
-    async def _write(self, order: Order) -> None:
-        """Raises Unavailable, and InvalidInput for a version that the others could not have."""
+    async def _write(self, name: str, write: Callable[..., None], *arguments: object) -> None:
+        """Raises Unavailable, MovedMeanwhile, and InvalidInput for a version that the others could not have."""
         try:
-            changed = await self._worker.run("", self._shared.put, order)
+            await self._worker.run("", write, *arguments)
         except OSError as error:
             raise Unavailable(
-                f"{order.name!r} is where it was: the order to the other replicas cannot be written to publish_folder:"
+                f"{name!r} is where it was: the order to the other replicas cannot be written to publish_folder:"
                 f" {error.strerror}; see that there is room and that the server may write"
             ) from error
-        self._pending.pop(order.name, None)
-        self._take(changed)
+        self._pending.pop(name, None)
         self._metrics.order_done("written")
 
     def _take_back(self, name: str, before: Record | None) -> None:
@@ -291,20 +310,21 @@ class Following:
         is_known = isinstance(error, AdapterdError | OSError)
         log.warning("the order for %s is not followed: %s", order.name, error, exc_info=None if is_known else error)
 
-    async def _catch_up(self, name: str) -> None:
-        """Have a name as the log says now. Where its versions cannot be had, it points to them all the same.
+    async def _catch_up(self, name: str) -> Order | None:
+        """Have a name as the log says now, and give that. It points to versions that cannot be had all the same.
 
         Raises Unavailable where the log cannot be read.
         """
         try:
-            self._take(await self._worker.run("", self._shared.log.read))
+            changed, seen = await self._worker.run("", self._shared.look, name)
         except OSError as error:
             raise Unavailable(
                 f"the orders of other replicas cannot be read from publish_folder: {error.strerror}; see that it is"
                 " mounted"
             ) from error
+        self._take(changed)
         if (order := self._pending.pop(name, None)) is None:
-            return
+            return seen
         try:
             await self._obey(order)
             self._metrics.order_done("followed")
@@ -312,6 +332,7 @@ class Following:
             log.warning("the order for %s is followed without its versions: %s", name, error.message)
             if (record := self._registry.find(name)) is not None:
                 self._point_cold(record, order)
+        return seen
 
     async def _obey(self, order: Order) -> None:
         """Raises AdapterNotFound where there is no such folder, and what loading raises."""

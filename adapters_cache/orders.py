@@ -56,36 +56,41 @@ class OrderLog:
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / FILE
         self.last: dict[str, Order] = {}
+        self._news: dict[str, Order] = {}  # read, and not given to anybody so far
         self._head, self._end, self._num_lines = b"", 0, 0  # of the log that was read, up to where
 
     def read(self) -> dict[str, Order]:
-        """The orders that are others than at the last look, by name. Raises OSError."""
+        """The orders that are others than `read` gave last, by name, but for one's own. Raises OSError."""
+        self._look()
+        news, self._news = self._news, {}
+        return news
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else writes meanwhile, and `last` is what counts. Raises OSError."""
+        with (self._folder / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._look()
+            yield
+
+    def append(self, order: Order) -> None:
+        """Write an order behind all others; only while `alone`. Raises OSError: nothing is written."""
+        self._write(_line(_row(order)))
+        self.last[order.name] = order
+        with suppress(OSError):  # it is written, and read with the next look
+            self._look()
+        self._news.pop(order.name, None)
+        self._compact()
+
+    def _look(self) -> None:
         try:
             with self._path.open("rb") as file:  # each time: a network file system then looks for what is new
                 found = self._read(file)
         except FileNotFoundError:
-            return {}
+            return
         changed = {name: order for name, order in found.items() if self.last.get(name) != order}
         self.last |= changed
-        return changed
-
-    def append(self, order: Order) -> dict[str, Order]:
-        """Write an order behind all others; what `read` would have given before. Raises OSError: nothing is written."""
-        with self._alone():
-            changed = self.read()
-            self._write(_line(_row(order)))
-            self.last[order.name] = order
-            with suppress(OSError):  # it is written, and read with the next look
-                self.read()
-            self._compact()
-        changed.pop(order.name, None)
-        return changed
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with (self._folder / LOCK).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        self._news |= changed
 
     def _read(self, file: BinaryIO) -> dict[str, Order]:
         head = file.readline()
@@ -150,7 +155,7 @@ class OrderLog:
             return
         self.last = last
         with suppress(OSError):
-            self.read()
+            self._look()
 
 
 def _has_head(descriptor: int) -> bool:

@@ -85,7 +85,8 @@ def _orders(folder: Path, number: int) -> tuple[float, float, float, float]:
     order = Order(NAME, digest=new, history=(old,), stamps={new: f"{3:024x}", old: f"{4:024x}"}, stamp=f"{3:024x}")
     started = time.monotonic()
     for i in range(NUM_APPENDED):
-        log.append(replace(order, name=f"{NAME}{i}"))
+        with log.alone():
+            log.append(replace(order, name=f"{NAME}{i}"))
     append_s = (time.monotonic() - started) / NUM_APPENDED
     last = (folder / FILE).read_bytes().splitlines()[-1]
     with (folder / FILE).open("ab") as file:  # as they would be written one by one

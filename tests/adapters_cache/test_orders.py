@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import random
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from adapters_cache import following, orders
 from adapters_cache.adapters import Adapters
 from adapters_cache.orders import FILE, LOCK, Order, OrderLog
 from adapters_cache.residency import Residency
+from adapters_cache.sources import FolderSource
 from adapters_cache.version_files import VERSIONS, VersionFiles
 from adapters_cache.watch import News
 from server.config import CacheConfig
 from server.core import Adapter, BaseInfo, Tier
 from server.errors import AdapterChanged, AdapterdError, InvalidInput, Unavailable
-from server.folders import folder_beside, put_in_place
+from server.folders import PUBLISH_LOCK, folder_beside, put_in_place
 from server.metrics import Metrics
 
 A, B, C = (letter * 64 for letter in "abc")
@@ -300,7 +303,138 @@ async def test_a_folder_that_was_replaced_while_a_replica_was_away_counts_there(
         make_adapter(aside, base, seed=7, head=HEADS[1], name="reviews")
         put_in_place(aside, folder / "reviews")
     c = await start("c")
-    assert await ask(c) != old
+    await all_move_from(old, a, c)
+    assert await ask(a) == await ask(c) != old
+
+
+async def all_move_from(digest: str, *replicas: Adapters) -> None:
+    async with asyncio.timeout(20):
+        while any(adapters._registry.get("reviews").digest == digest for adapters in replicas):
+            await asyncio.sleep(0.02)
+    await same(*replicas)
+
+
+async def test_an_order_between_another_ones_files_and_its_line_removes_no_files(start: Start, publish: Any) -> None:
+    a, b = await start("a"), await start("b")
+    first, second = await publish(a, 1), await publish(a, 2)
+    await same(a, b)
+    assert b._following is not None
+    keeps, loop, moves = b._following._shared._versions.keep, asyncio.get_running_loop(), []
+
+    def keeping(name: str, stamp: str = "") -> bool:
+        is_kept = keeps(name, stamp)
+        if not moves:
+            moves.append(asyncio.run_coroutine_threadsafe(a.set_traffic("reviews", {first: 100}), loop))
+            with suppress(TimeoutError):
+                moves[0].result(0.5)  # longer than it takes, if it does not wait
+        return is_kept
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(b._following._shared._versions, "keep", keeping)
+        third = await publish(b, 3)
+        await asyncio.wrap_future(moves[0])
+    c = await start("c")
+    digest, shares, history = await same(a, b, c)
+    assert {digest, *history} == {first, second, third} and not shares
+    assert {await ask(adapters) for adapters in (a, b, c)} == {digest}
+
+
+async def test_a_name_that_moved_meanwhile_moves_on_from_there(start: Start, publish: Any, folder: Path) -> None:
+    a, b = await start("a"), await start("b")
+    first, second = await publish(a, 1), await publish(a, 2)
+    await same(a, b)
+    reads, moved = b._origin._read, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def reading(*args: Any) -> Any:
+        if not moved.is_set():  # as soon as b has begun
+            moved.set()
+            asyncio.run_coroutine_threadsafe(a.set_traffic("reviews", {first: 70}), loop).result(10)
+        return reads(*args)
+
+    b._origin._read = reading  # type: ignore[method-assign, assignment]
+    third = await publish(b, 3)
+    assert await same(a, b) == (third, {first: 70}, (second,))  # neither of them was lost
+    assert OrderLog(folder).read()["reviews"].stamp == FolderSource(folder / "reviews").stamp()
+
+
+async def test_a_name_that_keeps_moving_stays_where_others_have_it(start: Start, publish: Any, folder: Path) -> None:
+    a, b = await start("a"), await start("b")
+    first, second = await publish(a, 1), await publish(a, 2)
+    await same(a, b)
+    reads, loop = b._origin._read, asyncio.get_running_loop()
+    percents = iter((70, 60))
+
+    def reading(*args: Any) -> Any:
+        moving = a.set_traffic("reviews", {first: next(percents)})
+        asyncio.run_coroutine_threadsafe(moving, loop).result(10)
+        return reads(*args)
+
+    b._origin._read = reading  # type: ignore[method-assign, assignment]
+    with pytest.raises(Unavailable, match="moved meanwhile at another replica"):
+        await publish(b, 3)
+    digest, shares, _ = await same(a, b)
+    assert (digest, shares) == (second, {first: 60})
+    assert OrderLog(folder).read()["reviews"].stamp == FolderSource(folder / "reviews").stamp()
+
+
+def replace_without_an_order(folder: Path, base: BaseInfo, seed: int) -> None:
+    """As a publish that is killed before it is ordered."""
+    VersionFiles(folder).keep("reviews")
+    with folder_beside(folder / "reviews") as aside:
+        make_adapter(aside, base, seed=seed, head=HEADS[1], name="reviews")
+        put_in_place(aside, folder / "reviews")
+
+
+async def test_a_publish_that_was_killed_before_its_order_is_taken_over_by_all(
+    start: Start, publish: Any, folder: Path, base: BaseInfo
+) -> None:
+    a, b = await start("a"), await start("b")
+    old = await publish(a, 1)
+    await same(a, b)
+    replace_without_an_order(folder, base, 2)
+    a = await start("a")
+    await all_move_from(old, a, b)
+    assert await ask(a) == await ask(b) != old
+    assert OrderLog(folder).read()["reviews"].stamp == FolderSource(folder / "reviews").stamp()
+
+
+async def test_a_replica_that_starts_during_a_publish_serves_what_is_ordered(
+    start: Start, publish: Any, folder: Path
+) -> None:
+    a = await start("a")
+    old = await publish(a, 1)
+    loads, started = a.load, []
+
+    async def loading(*args: Any) -> Any:
+        with (folder / PUBLISH_LOCK).open("a") as lock:  # which the publisher has
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            started.append(await start("c"))
+            await asyncio.sleep(0.2)
+            assert await ask(started[0]) == old and state(started[0]) == state(a)
+            return await loads(*args)
+
+    a.load = loading  # type: ignore[method-assign]
+    new = await publish(a, 2, percent=10)
+    assert await same(a, *started) == (old, {new: 10}, ())
+    await asyncio.sleep(0.3)  # it has looked at the folder by now
+    assert state(started[0]) == (old, {new: 10}, ()) == state(a)
+    assert len((folder / FILE).read_text().splitlines()) == 1 + 2
+
+
+async def test_files_that_were_restored_with_other_times_are_ordered_anew(
+    start: Start, publish: Any, folder: Path, tmp_path: Path
+) -> None:
+    a = await start("a")
+    old, new = await publish(a, 1), await publish(a, 2)
+    await a.set_traffic("reviews", {old: 100})
+    for path in [*folder.glob("reviews/*"), *(folder / VERSIONS).glob("*/*/*")]:
+        os.utime(path, ns=(0, 0))
+    a, b = [await start(name, disk_path=str(tmp_path / "new" / name)) for name in "ab"]
+    async with asyncio.timeout(20):
+        while OrderLog(folder).read()["reviews"].digest != new:  # the version that was gone back to is not there
+            await asyncio.sleep(0.02)
+    assert (await same(a, b))[0] == new == await ask(a) == await ask(b)
 
 
 async def test_what_is_deleted_by_hand_takes_its_versions_along(start: Start, publish: Any, folder: Path) -> None:
@@ -344,6 +478,11 @@ async def test_versions_need_a_folder_that_all_have(folder: Path, base: BaseInfo
     await adapters.stop()
 
 
+def append(log: OrderLog, order: Order) -> None:
+    with log.alone():
+        log.append(order)
+
+
 class TestLog:
     @pytest.fixture
     def logs(self, tmp_path: Path) -> tuple[OrderLog, OrderLog]:
@@ -353,30 +492,34 @@ class TestLog:
         a, b = logs
         assert a.read() == {}
         first = Order("x", A, {B: 10}, (C,), {A: "1", B: "2"}, "2")
-        assert a.append(first) == {} and b.read() == {"x": first} and b.read() == {} == a.read()
-        assert b.append(Order("y", B)) == {} and a.append(Order("z")) == {"y": Order("y", B)}
+        append(a, first)
+        assert b.read() == {"x": first} and b.read() == {} == a.read()
+        append(b, Order("y", B))
+        append(a, Order("z"))
+        assert a.read() == {"y": Order("y", B)} and a.read() == {}
         assert b.read() == {"z": Order("z")} and a.last == b.last
 
     def test_of_two_orders_the_last_one_counts(self, logs: tuple[OrderLog, OrderLog]) -> None:
         a, b = logs
-        a.append(Order("x", A))
-        assert b.append(Order("x", B)) == {} and a.read() == {"x": Order("x", B)} and a.last == b.last
+        append(a, Order("x", A))
+        append(b, Order("x", B))
+        assert b.read() == {} and a.read() == {"x": Order("x", B)} and a.last == b.last
 
     @pytest.mark.parametrize("torn", [b'{"name":"x","dig', b'{"name":"../x","unloaded":true}\n', b"[]\n", b"\xff\n"])
     def test_a_torn_or_foreign_line_is_left_out(
         self, logs: tuple[OrderLog, OrderLog], tmp_path: Path, torn: bytes
     ) -> None:
         a, b = logs
-        a.append(Order("x", A))
+        append(a, Order("x", A))
         with (tmp_path / FILE).open("ab") as file:
             file.write(torn)
         assert b.read() == {"x": Order("x", A)} and b.read() == {}
-        a.append(Order("x", B))
+        append(a, Order("x", B))
         assert b.read() == {"x": Order("x", B)}
 
     def test_a_last_line_that_is_not_whole_waits(self, logs: tuple[OrderLog, OrderLog], tmp_path: Path) -> None:
         a, b = logs
-        a.append(Order("x", A))
+        append(a, Order("x", A))
         content = (tmp_path / FILE).read_bytes()
         for end in range(len(content)):
             (tmp_path / FILE).write_bytes(content[:end])
@@ -388,7 +531,7 @@ class TestLog:
         self, logs: tuple[OrderLog, OrderLog], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         a, b = logs
-        a.append(Order("x", A))
+        append(a, Order("x", A))
 
         def full(descriptor: int) -> None:
             b.read()  # somebody looks at the wrong moment
@@ -397,9 +540,24 @@ class TestLog:
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", full)
             with pytest.raises(OSError, match="No space"):
-                a.append(Order("x", B))
+                append(a, Order("x", B))
         assert b.last == {"x": Order("x", B)}
         assert b.read() == {"x": Order("x", A)} and a.last == b.last
+
+    def test_an_order_that_cannot_be_written_hides_no_other_one(
+        self, logs: tuple[OrderLog, OrderLog], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        a, b = logs
+        append(b, Order("y", B))
+
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="No space"):
+                append(a, Order("x", B))
+        assert a.read() == {"y": Order("y", B)}
 
     def test_a_long_log_is_made_short_and_read_on(
         self, logs: tuple[OrderLog, OrderLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -408,10 +566,10 @@ class TestLog:
         a, b = logs
         (tmp_path / "kept").mkdir()
         for name in ("gone", "kept"):
-            a.append(Order(name, A))
-            a.append(Order(name))
+            append(a, Order(name, A))
+            append(a, Order(name))
         for number in range(100):
-            (a if number % 3 else b).append(Order("x", A if number % 2 else B, stamp=f"{number:x}"))
+            append(a if number % 3 else b, Order("x", A if number % 2 else B, stamp=f"{number:x}"))
             if number % 7 == 0:
                 b.read()
         assert (tmp_path / FILE).stat().st_size < 4000

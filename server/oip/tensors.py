@@ -110,8 +110,9 @@ def from_json(name: str, datatype: str, shape: Iterable[int], data: Any) -> Tens
     if datatype != "FP32" and not all(isinstance(element, int) for element in flat):
         raise InvalidInput(f"input {name[:64]!r}: elements of {datatype} are whole numbers")
     try:
-        return Tensor(name, datatype, tuple(shape), np.array(flat, NUMBERS[datatype]))
-    except OverflowError as error:
+        with np.errstate(over="raise"):
+            return Tensor(name, datatype, tuple(shape), np.array(flat, NUMBERS[datatype]))
+    except (OverflowError, FloatingPointError) as error:
         raise InvalidInput(f"input {name[:64]!r}: an element is too large for {datatype}") from error
 
 

@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 async def test_random_concurrent_use_never_mixes_slots_up(residency: Residency) -> None:

@@ -107,7 +107,7 @@ async def test_drain_gives_up_after_its_timeout(metrics: Metrics) -> None:
         assert await admission.drain(0) is False
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(fates=st.lists(st.sampled_from(["return", "raise", "cancel"]), max_size=20), limit=st.integers(1, 8))
 def test_count_returns_to_zero_whatever_happens_inside(fates: list[str], limit: int) -> None:
     async def visit(admission: Admission, fate: str, gate: asyncio.Event) -> None:

@@ -99,7 +99,7 @@ async def test_tenants_take_turns() -> None:
     assert sorted(order) == ["greedy", "greedy", "modest", "modest"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32))
 def test_books_balance_after_any_order_of_pushes_and_removals(seed: int) -> None:
     async def scenario() -> None:

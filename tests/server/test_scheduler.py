@@ -374,7 +374,7 @@ async def test_batch_metrics_tell_what_ran(bench: Bench) -> None:
     assert bench.value("compute_seconds_total") == 0.002
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), num_slots=st.integers(1, 4))
 def test_everybody_is_answered_once_and_the_books_balance(seed: int, num_slots: int) -> None:
     asyncio.run(_storm(random.Random(seed), num_slots))

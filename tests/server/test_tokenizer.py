@@ -84,7 +84,7 @@ async def test_texts_and_pairs_equal_transformers(model_path: Path, reference: A
     tokenizer.close()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(first=st.integers(1, 60), second=st.integers(0, 60))
 def test_longest_first_equals_transformers(tokenizer: Tokenizer, reference: Any, first: int, second: int) -> None:
     text, pair = " ".join(["a"] * first), " ".join(["b"] * second) or None

@@ -54,6 +54,12 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.parametrize(("datatype", "element"), [("FP32", 3.5e38), ("FP32", 10**400), ("INT32", 1 << 31)])
+def test_a_number_that_its_type_cannot_hold_is_refused(datatype: str, element: float) -> None:
+    with pytest.raises(InvalidInput, match=f"an element is too large for {datatype}"):
+        from_json("x", datatype, [1], [element])
+
+
 @given(st.sampled_from([BYTES, "INT64", "INT32", "FP32", "FP16", ""]), JSON, st.lists(st.integers(0, 3), max_size=3))
 def test_any_json_is_a_tensor_or_invalid(datatype: str, data: object, shape: list[int]) -> None:
     try:

@@ -276,13 +276,16 @@ async def row_of(fault: str, cluster: Cluster, names: Sequence[str], calm_s: flo
 
 
 @contextmanager
-def started(num_adapters: int = NUM_ADAPTERS) -> Iterator[tuple[Cluster, tuple[str, ...]]]:
-    """A cluster, and the names of its adapters."""
+def started(*options: str) -> Iterator[tuple[Cluster, tuple[str, ...]]]:
+    """A cluster, and the names of its adapters.
+
+    options   more of the command
+    """
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         folder = Path(name)
         save_small_base(folder / "base")
         base = load_base(ModelConfig(base=str(folder / "base"), dtype="float32"))
-        names = tuple(path.name for path in publish(base, folder / "adapters", num_adapters))
+        names = tuple(path.name for path in publish(base, folder / "adapters", NUM_ADAPTERS))
         server = (
             "--base",
             str(folder / "base"),
@@ -291,7 +294,8 @@ def started(num_adapters: int = NUM_ADAPTERS) -> Iterator[tuple[Cluster, tuple[s
             "--disk",
             str(folder / "disk"),
         )
-        with clustered(*LOCAL, *server, "--device", "cpu", "--dtype", "float32", "--batch-tokens", "1024") as cluster:
+        computing = ("--device", "cpu", "--dtype", "float32", "--batch-tokens", "1024")
+        with clustered(*LOCAL, *server, *computing, *options) as cluster:
             yield cluster, names
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from server.ray.plan import Plan
 
 NAME = "cluster"
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": all of Ray listens on 127.0.0.1, on every system
 EXAMPLE = "adapterd cluster --on ray --replicas 2 --base minilm --adapters examples/adapters"
 
 
@@ -78,23 +79,24 @@ def run(
             name = "--detach" if detach else "--down"
             raise InvalidInput(f"{name} needs --address: a Ray that this command starts ends with it")
         plan = _plan(context)
-        running = _running()
+        running = _running(is_local=not address)
         with running.connected(address or "", is_local=not address), _interruptible():  # Ray sets handlers of its own
-            if not down:
-                running.require_reachable(plan)
-            try:
-                if not down:
-                    with quiet_stdout(as_json):
-                        addresses = running.up(plan)
-                    _tell(addresses, as_json, detach)
-                if not (down or detach):
-                    signal.pause()
-            except KeyboardInterrupt:
-                detach = False  # nor is it left half up
-            finally:
-                if not detach:
-                    with quiet_stdout(as_json):
-                        running.down()
+            if down:
+                return _take_down(running, as_json)
+            running.require_reachable(plan)
+            with ExitStack() as created:  # what was there before is not this command's to take down
+                if not running.is_up():
+                    created.callback(_take_down, running, as_json)
+                elif not detach:
+                    raise InvalidInput("an application runs there already: --detach updates it, --down takes it down")
+                with quiet_stdout(as_json):
+                    addresses = running.up(plan)
+                _tell(addresses, as_json, detach)
+                if detach:
+                    created.pop_all()
+                else:
+                    with suppress(KeyboardInterrupt):
+                        signal.pause()
 
 
 def _plan(context: typer.Context) -> Plan:
@@ -105,7 +107,15 @@ def _plan(context: typer.Context) -> Plan:
     return Plan(settings, given["replicas"], given["cpus_per_replica"], given["gpus_per_replica"])
 
 
-def _running() -> ModuleType:
+def _take_down(running: ModuleType, as_json: bool) -> None:
+    with quiet_stdout(as_json):
+        running.down()
+
+
+def _running(is_local: bool) -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # they would go out to the network
+    if is_local:
+        os.environ[LOOPBACK_ONLY] = "0"  # Ray reads it when it is imported
     try:
         from server.ray import running
     except ModuleNotFoundError as error:

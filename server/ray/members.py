@@ -11,9 +11,9 @@ from ray.exceptions import RayError
 
 NAMESPACE = "adapterd"
 BEAT_S = 1.0  # between a replica's words
-GONE_S = 3.0  # without a word
-SETTLE_S = 2.0  # after its start; whoever lives has spoken by then
-CALL_S = 2.0
+CALL_S = 2.0  # for the answer to one
+SETTLE_S = 4.0  # after its start; whoever lives has spoken by then, or is in the list of one that has
+GONE_S = 8.0  # without a word: two that were lost, and one that is late; clients find out by the connection
 
 
 class Members:

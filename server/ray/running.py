@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +33,6 @@ def connected(address: str, is_local: bool) -> Iterator[None]:
 
     Raises Unavailable if nobody answers at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # they would go out to the network
     try:
         if is_local:
             ray.init("local", namespace=NAMESPACE, include_dashboard=False)
@@ -75,6 +73,11 @@ def up(plan: Plan) -> Collection[str]:
     except RuntimeError as error:
         raise Unavailable(f"the application does not come up: {_why() or error}") from error
     return _listed(members, plan.bounds[0])
+
+
+def is_up() -> bool:
+    """Whether there is an application of ours, whoever brought it up and whether or not it serves."""
+    return NAME in serve.status().applications
 
 
 def down() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,17 +16,30 @@ from loadtest.ray import FAULTS, TOKENS, Cluster, row_of, started
 pytestmark = pytest.mark.timeout(400)  # the first test has Ray, Serve and two servers start
 Running = tuple[Cluster, tuple[str, ...]]
 GONE_S = 10.0
+FOLDERS = "adapterd-replica-*"
+LOOPBACK = {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    """Two replicas and forty adapters; afterwards no process of all that is left."""
-    with started() as (cluster, names):
+    """Two replicas and forty adapters; afterwards no process of all that is left, and no folder of a replica."""
+    before = set(Path(tempfile.gettempdir()).glob(FOLDERS))
+    with started("--frontends", "1") as (cluster, names):
         yield cluster, names
         processes = cluster.processes()
+        assert {address for process in processes for address in listening(process)} <= LOOPBACK
     assert len(processes) > 6  # Ray's own, two workers and their servers
     gone, alive = psutil.wait_procs(processes, GONE_S)
     assert [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert set(Path(tempfile.gettempdir()).glob(FOLDERS)) <= before
+
+
+def listening(process: psutil.Process) -> Iterator[str]:
+    """Addresses at which it does."""
+    with suppress(psutil.NoSuchProcess):
+        for connection in process.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                yield connection.laddr.ip
 
 
 def homes(server: str, names: Sequence[str]) -> dict[str, set[str]]:

@@ -44,6 +44,7 @@ LOOK_TIMEOUT_S = 2.0
 TIMEOUT_S = 20.0  # of a call
 STOP_S = 60.0
 LOCAL = ("--on", "ray", "--json", "--replicas", str(NUM_REPLICAS), "--cpus-per-replica", "0.5")
+TARGETS = "targets.json"
 SERVER, MEMBERS, REPLICA = "server.ray.guard", "ray::Members", "ray::ServeReplica"
 
 RULES = f"""\
@@ -62,6 +63,7 @@ class Cluster:
 
     pid: int
     addresses: tuple[str, ...]
+    folder: Path  # HOME, Ray's files and `TARGETS`; gone with it
 
     @property
     def server(self) -> str:
@@ -86,7 +88,8 @@ def clustered(*arguments: str) -> Iterator[Cluster]:
     Raises RuntimeError with what the command said if it ends before.
     """
     folder = Path(tempfile.mkdtemp(prefix="r-"))  # a short path: sockets are in it
-    command = [sys.executable, "-m", "server", "cluster", *arguments]
+    targets = ("--scrape-targets", str(folder / TARGETS))
+    command = [sys.executable, "-m", "server", "cluster", *targets, *arguments]
     environment = os.environ | {"HOME": str(folder), "RAY_TMPDIR": str(folder)}
     try:
         with (folder / "log").open("w+") as log:
@@ -97,7 +100,7 @@ def clustered(*arguments: str) -> Iterator[Cluster]:
                 if not told:
                     log.seek(0)
                     raise RuntimeError(f"the command ended before it served:\n{log.read()}")
-                yield Cluster(process.pid, tuple(json.loads(told)["addresses"]))
+                yield Cluster(process.pid, tuple(json.loads(told)["addresses"]), folder)
             finally:
                 process.terminate()
                 process.wait(STOP_S)

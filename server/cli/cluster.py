@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +43,10 @@ def run(
             envvar="RAY_ADDRESS",
             help='Of a running Ray cluster, "auto" or HOST:PORT; without one, a Ray is started on this machine.',
         ),
+    ] = None,
+    scrape_targets: Annotated[
+        Path | None,
+        typer.Option(help="JSON for Prometheus' file_sd_configs, kept true by the servers; on every node."),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running there; --down takes it down.")] = False,
     down: Annotated[
@@ -90,8 +95,8 @@ def run(
                 elif not detach:
                     raise InvalidInput("an application runs there already: --detach updates it, --down takes it down")
                 with quiet_stdout(as_json):
-                    addresses = running.up(plan)
-                _tell(addresses, as_json, detach)
+                    replicas_up = running.up(plan)
+                _tell(replicas_up, as_json, detach)
                 if detach:
                     created.pop_all()
                 else:
@@ -104,7 +109,14 @@ def _plan(context: typer.Context) -> Plan:
 
     given = context.params
     settings = settings_of(options.server_config(context, port=None, http_port=None))
-    return Plan(settings, given["replicas"], given["cpus_per_replica"], given["gpus_per_replica"])
+    targets = given["scrape_targets"]
+    return Plan(
+        settings,
+        given["replicas"],
+        given["cpus_per_replica"],
+        given["gpus_per_replica"],
+        str(targets.absolute()) if targets else "",
+    )
 
 
 def _take_down(running: ModuleType, as_json: bool) -> None:
@@ -123,12 +135,12 @@ def _running(is_local: bool) -> ModuleType:
     return running
 
 
-def _tell(addresses: Collection[str], as_json: bool, detach: bool) -> None:
-    server = f"cluster:{','.join(addresses)}"
+def _tell(replicas: Mapping[str, str], as_json: bool, detach: bool) -> None:
+    server = f"cluster:{','.join(replicas)}"
     if as_json:
-        return say({"addresses": list(addresses), "server": server})
-    for address in addresses:
-        typer.echo(f"serving at {address}")
+        return say({"addresses": [*replicas], "http_addresses": [*replicas.values()], "server": server})
+    for address, http in replicas.items():
+        typer.echo(f"serving at {address}, metrics at {http}")
     typer.echo(f'a client of all of them: Client("{server}")')
     typer.echo("adapterd cluster --address ADDRESS --down takes it down" if detach else "Ctrl-C takes it down")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from server.ray.members import BEAT_S
@@ -15,7 +15,7 @@ log = logging.getLogger("ray.serve")
 class Said(Protocol):
     """What a replica says; see `Membership`."""
 
-    def beat(self, address: str, known: Collection[str]) -> Collection[str]: ...
+    def beat(self, address: str, known: Collection[str], http: str) -> Mapping[str, str]: ...
 
     def leave(self, address: str) -> None: ...
 
@@ -23,22 +23,24 @@ class Said(Protocol):
 class Beats:
     """A thread of its own: a check of health takes as long as a busy server takes to answer.
 
+    http          host:port of the server's metrics
     takes_calls   whether the server is to be listed; answers at once
-    tell          has the server know these replicas; may raise OSError
+    tell          makes these replicas known, each with its metrics; may raise OSError
     """
 
     def __init__(
         self,
         members: Said,
         address: str,
+        http: str,
         takes_calls: Callable[[], bool],
-        tell: Callable[[Collection[str]], None],
+        tell: Callable[[Mapping[str, str]], None],
         every_s: float = BEAT_S,
     ) -> None:
-        self._members, self._address = members, address
+        self._members, self._address, self._http = members, address, http
         self._takes_calls, self._tell = takes_calls, tell
         self._every_s = every_s
-        self._known: tuple[str, ...] = ()
+        self._known: Mapping[str, str] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_telling, name="adapterd members", daemon=True)
         self._thread.start()
@@ -54,18 +56,18 @@ class Beats:
         while not self._over.is_set():
             if self._takes_calls():
                 is_listed = True
-                self._note(self._members.beat(self._address, self._known))
+                self._note(self._members.beat(self._address, self._known, self._http))
             elif is_listed:
                 is_listed = False
                 self._members.leave(self._address)
             self._over.wait(self._every_s)
 
-    def _note(self, addresses: Collection[str]) -> None:
-        """None leaves what the server knows as it was."""
-        if not addresses or tuple(addresses) == self._known:
+    def _note(self, replicas: Mapping[str, str]) -> None:
+        """None leaves what is known as it was."""
+        if not replicas or replicas == self._known:
             return
         try:
-            self._tell(addresses)
-            self._known = tuple(addresses)
+            self._tell(replicas)
+            self._known = replicas
         except OSError as error:
             log.warning("the list of replicas is as it was: %s", error)

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import ray
 from ray import serve
 
 from server.config import is_loopback
+from server.ray import targets
 from server.ray.beats import Beats
 from server.ray.child import Child, Health, advertised, stop_s
 from server.ray.disk import claimed
@@ -51,7 +52,9 @@ class Replica:
         self.address = f"{host}:{self._child.port}"
         self._health = Health.SERVING  # when it was last asked
         self._looked: tuple[float, dict[str, float]] | None = None
-        self._beats = Beats(members, self.address, self._takes_calls, self._child.tell)
+        self._targets = Path(plan.scrape_targets) if plan.scrape_targets else None
+        http = f"{advertised(config.api.http_host, node)}:{self._child.http_port}"
+        self._beats = Beats(members, self.address, http, self._takes_calls, self._tell)
 
     def check_health(self) -> None:
         """Raises RuntimeError if the server does not serve."""
@@ -78,6 +81,12 @@ class Replica:
         stopping.start()
         self._beats.stop()
         stopping.join()
+
+    def _tell(self, replicas: Mapping[str, str]) -> None:
+        """Raises OSError."""
+        self._child.tell(replicas)
+        if self._targets:
+            targets.write(self._targets, [http for http in replicas.values() if http])
 
     def _takes_calls(self) -> bool:
         """Silent is busy, or Serve finds out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import ray
@@ -60,8 +60,8 @@ def require_reachable(plan: Plan) -> None:
         )
 
 
-def up(plan: Plan) -> Collection[str]:
-    """Have the application; gives host:port of its replicas, when as many as asked for serve.
+def up(plan: Plan) -> Mapping[str, str]:
+    """Have the application; gives host:port of its replicas, each with that of its metrics, when all asked for serve.
 
     Raises Unavailable if the servers do not come up.
     """
@@ -95,7 +95,7 @@ def _why() -> str:
     return "; ".join(said for one in deployments if (said := one.message.partition(BEFORE_IT_SERVED)[2].strip()))
 
 
-def _listed(members: Membership, num_replicas: int) -> Collection[str]:
+def _listed(members: Membership, num_replicas: int) -> Mapping[str, str]:
     until = time.monotonic() + LISTED_S
     while len(found := members.agreed()) < num_replicas:
         if time.monotonic() > until:

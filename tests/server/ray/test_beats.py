@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -24,11 +24,11 @@ class Direct:
         self.said: list[str] = []
         self.spoke = threading.Condition()
 
-    def beat(self, address: str, known: Collection[str]) -> Collection[str]:
+    def beat(self, address: str, known: Collection[str], http: str) -> Mapping[str, str]:
         with self.spoke:
             self.said.append("beat")
             self.spoke.notify_all()
-            return self._members.beat(address, known) or ()
+            return self._members.beat(address, known, http) or {}
 
     def leave(self, address: str) -> None:
         with self.spoke:
@@ -43,9 +43,9 @@ class Direct:
 
 @contextmanager
 def telling(
-    members: Direct, takes_calls: Callable[[], bool], tell: Callable[[Collection[str]], None]
+    members: Direct, takes_calls: Callable[[], bool], tell: Callable[[Mapping[str, str]], None]
 ) -> Iterator[None]:
-    beats = Beats(members, "a:1", takes_calls, tell, every_s=0.01)
+    beats = Beats(members, "a:1", "a:9", takes_calls, tell, every_s=0.01)
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def test_who_lives_says_so_and_tells_its_server_once_what_is_new() -> None:
     members, told = Direct(), []
     with telling(members, lambda: True, told.append):
         members.wait(lambda said: said.count("beat") > 3)
-    assert told == [["a:1"]] and members.said[-1] == "leave"
+    assert told == [{"a:1": "a:9"}] and members.said[-1] == "leave"
 
 
 def test_who_takes_no_calls_leaves_once_and_comes_back() -> None:
@@ -68,17 +68,17 @@ def test_who_takes_no_calls_leaves_once_and_comes_back() -> None:
 
 
 def test_what_could_not_be_written_is_written_with_the_next_word(caplog: pytest.LogCaptureFixture) -> None:
-    tries: list[Collection[str]] = []
+    tries: list[Mapping[str, str]] = []
 
-    def tell(addresses: Collection[str]) -> None:
-        tries.append(addresses)
+    def tell(replicas: Mapping[str, str]) -> None:
+        tries.append(replicas)
         if len(tries) == 1:
             raise OSError("no space left")
 
     members = Direct()
     with telling(members, lambda: True, tell):
         members.wait(lambda said: said.count("beat") > 3)
-    assert tries == [["a:1"], ["a:1"]] and "no space left" in caplog.text
+    assert tries == [{"a:1": "a:9"}] * 2 and "no space left" in caplog.text
 
 
 def test_two_words_that_are_lost_take_nobody_off_the_list() -> None:

@@ -44,6 +44,7 @@ LOOK_TIMEOUT_S = 2.0
 TIMEOUT_S = 20.0  # of a call
 STOP_S = 60.0
 LOCAL = ("--on", "ray", "--json", "--replicas", str(NUM_REPLICAS), "--cpus-per-replica", "0.5")
+TARGETS = "targets.json"
 SERVER, MEMBERS, REPLICA = "server.ray.guard", "ray::Members", "ray::ServeReplica"
 
 RULES = f"""\
@@ -62,6 +63,7 @@ class Cluster:
 
     pid: int
     addresses: tuple[str, ...]
+    folder: Path  # HOME, Ray's files and `TARGETS`; gone with it
 
     @property
     def server(self) -> str:
@@ -86,7 +88,8 @@ def clustered(*arguments: str) -> Iterator[Cluster]:
     Raises RuntimeError with what the command said if it ends before.
     """
     folder = Path(tempfile.mkdtemp(prefix="r-"))  # a short path: sockets are in it
-    command = [sys.executable, "-m", "server", "cluster", *arguments]
+    targets = ("--scrape-targets", str(folder / TARGETS))
+    command = [sys.executable, "-m", "server", "cluster", *targets, *arguments]
     environment = os.environ | {"HOME": str(folder), "RAY_TMPDIR": str(folder)}
     try:
         with (folder / "log").open("w+") as log:
@@ -97,7 +100,7 @@ def clustered(*arguments: str) -> Iterator[Cluster]:
                 if not told:
                     log.seek(0)
                     raise RuntimeError(f"the command ended before it served:\n{log.read()}")
-                yield Cluster(process.pid, tuple(json.loads(told)["addresses"]))
+                yield Cluster(process.pid, tuple(json.loads(told)["addresses"]), folder)
             finally:
                 process.terminate()
                 process.wait(STOP_S)
@@ -276,13 +279,16 @@ async def row_of(fault: str, cluster: Cluster, names: Sequence[str], calm_s: flo
 
 
 @contextmanager
-def started(num_adapters: int = NUM_ADAPTERS) -> Iterator[tuple[Cluster, tuple[str, ...]]]:
-    """A cluster, and the names of its adapters."""
+def started(*options: str) -> Iterator[tuple[Cluster, tuple[str, ...]]]:
+    """A cluster, and the names of its adapters.
+
+    options   more of the command
+    """
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         folder = Path(name)
         save_small_base(folder / "base")
         base = load_base(ModelConfig(base=str(folder / "base"), dtype="float32"))
-        names = tuple(path.name for path in publish(base, folder / "adapters", num_adapters))
+        names = tuple(path.name for path in publish(base, folder / "adapters", NUM_ADAPTERS))
         server = (
             "--base",
             str(folder / "base"),
@@ -291,7 +297,8 @@ def started(num_adapters: int = NUM_ADAPTERS) -> Iterator[tuple[Cluster, tuple[s
             "--disk",
             str(folder / "disk"),
         )
-        with clustered(*LOCAL, *server, "--device", "cpu", "--dtype", "float32", "--batch-tokens", "1024") as cluster:
+        computing = ("--device", "cpu", "--dtype", "float32", "--batch-tokens", "1024")
+        with clustered(*LOCAL, *server, *computing, *options) as cluster:
             yield cluster, names
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from server.ray.plan import Plan
 
 NAME = "cluster"
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": all of Ray listens on 127.0.0.1, on every system
 EXAMPLE = "adapterd cluster --on ray --replicas 2 --base minilm --adapters examples/adapters"
 
 
@@ -41,6 +43,10 @@ def run(
             envvar="RAY_ADDRESS",
             help='Of a running Ray cluster, "auto" or HOST:PORT; without one, a Ray is started on this machine.',
         ),
+    ] = None,
+    scrape_targets: Annotated[
+        Path | None,
+        typer.Option(help="JSON for Prometheus' file_sd_configs, kept true by the servers; on every node."),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it running there; --down takes it down.")] = False,
     down: Annotated[
@@ -78,23 +84,24 @@ def run(
             name = "--detach" if detach else "--down"
             raise InvalidInput(f"{name} needs --address: a Ray that this command starts ends with it")
         plan = _plan(context)
-        running = _running()
+        running = _running(is_local=not address)
         with running.connected(address or "", is_local=not address), _interruptible():  # Ray sets handlers of its own
-            if not down:
-                running.require_reachable(plan)
-            try:
-                if not down:
-                    with quiet_stdout(as_json):
-                        addresses = running.up(plan)
-                    _tell(addresses, as_json, detach)
-                if not (down or detach):
-                    signal.pause()
-            except KeyboardInterrupt:
-                detach = False  # nor is it left half up
-            finally:
-                if not detach:
-                    with quiet_stdout(as_json):
-                        running.down()
+            if down:
+                return _take_down(running, as_json)
+            running.require_reachable(plan)
+            with ExitStack() as created:  # what was there before is not this command's to take down
+                if not running.is_up():
+                    created.callback(_take_down, running, as_json)
+                elif not detach:
+                    raise InvalidInput("an application runs there already: --detach updates it, --down takes it down")
+                with quiet_stdout(as_json):
+                    replicas_up = running.up(plan)
+                _tell(replicas_up, as_json, detach)
+                if detach:
+                    created.pop_all()
+                else:
+                    with suppress(KeyboardInterrupt):
+                        signal.pause()
 
 
 def _plan(context: typer.Context) -> Plan:
@@ -102,10 +109,25 @@ def _plan(context: typer.Context) -> Plan:
 
     given = context.params
     settings = settings_of(options.server_config(context, port=None, http_port=None))
-    return Plan(settings, given["replicas"], given["cpus_per_replica"], given["gpus_per_replica"])
+    targets = given["scrape_targets"]
+    return Plan(
+        settings,
+        given["replicas"],
+        given["cpus_per_replica"],
+        given["gpus_per_replica"],
+        str(targets.absolute()) if targets else "",
+    )
 
 
-def _running() -> ModuleType:
+def _take_down(running: ModuleType, as_json: bool) -> None:
+    with quiet_stdout(as_json):
+        running.down()
+
+
+def _running(is_local: bool) -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # they would go out to the network
+    if is_local:
+        os.environ[LOOPBACK_ONLY] = "0"  # Ray reads it when it is imported
     try:
         from server.ray import running
     except ModuleNotFoundError as error:
@@ -113,12 +135,12 @@ def _running() -> ModuleType:
     return running
 
 
-def _tell(addresses: Collection[str], as_json: bool, detach: bool) -> None:
-    server = f"cluster:{','.join(addresses)}"
+def _tell(replicas: Mapping[str, str], as_json: bool, detach: bool) -> None:
+    server = f"cluster:{','.join(replicas)}"
     if as_json:
-        return say({"addresses": list(addresses), "server": server})
-    for address in addresses:
-        typer.echo(f"serving at {address}")
+        return say({"addresses": [*replicas], "http_addresses": [*replicas.values()], "server": server})
+    for address, http in replicas.items():
+        typer.echo(f"serving at {address}, metrics at {http}")
     typer.echo(f'a client of all of them: Client("{server}")')
     typer.echo("adapterd cluster --address ADDRESS --down takes it down" if detach else "Ctrl-C takes it down")
 

@@ -27,6 +27,7 @@ class Arguments(BaseModel):
     replicas: str = "1"
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
+    scrape_targets: str = ""
 
 
 def application(args: dict[str, Any]) -> Application:
@@ -36,7 +37,8 @@ def application(args: dict[str, Any]) -> Application:
     Raises InvalidInput, and pydantic's errors for what Arguments does not have.
     """
     asked = Arguments.model_validate(args)
-    return of_plan(Plan(asked.settings, asked.replicas, asked.cpus_per_replica, asked.gpus_per_replica))
+    plan = Plan(asked.settings, asked.replicas, asked.cpus_per_replica, asked.gpus_per_replica, asked.scrape_targets)
+    return of_plan(plan)
 
 
 def of_plan(plan: Plan) -> Application:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 from adapterd import Client, Error
-from server.config import ServerConfig, is_loopback
+from server.config import FILE, ServerConfig, is_loopback
+from server.doctor.remote import is_secure
 from server.ray.plan import assignments
 
 HEALTH_S = 5.0  # for an answer; a busy machine is no sick one
 LOOK_S = 0.05  # while it starts
-BEFORE_IT_SERVED = "before it served:"  # and the last lines of its log
-LAST_LINES = 20  # of its log, for the error when it ends by itself
+START_S = 600.0  # the base may have to be downloaded
+BEFORE_IT_SERVED = "before it served:"  # and what is known of why
+LAST_LINES = 20  # of its log, for the error when it does not serve
 STOP_MARGIN_S = 5.0  # beyond the drain
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # how this machine reaches what listens everywhere
+
+
+TLS_REMEDY = "where Ray starts, ADAPTERD_CA has to name the PEM file of its authority"
 
 
 class Health(Enum):
@@ -41,19 +47,27 @@ class Child:
     config    what `settings` come to
     settings  "section.key": value, of all that is not as by default
     held      descriptors that are the child's too, and stay open until it has ended
+    start_s   until it has to serve
 
-    Raises RuntimeError with the last lines of its log if it ends before.
+    Raises RuntimeError with the last lines of its log if it ends before or takes longer, and at once where it does not
+    let this process in; OSError for what ADAPTERD_CA and its like name and cannot be read.
     """
 
-    def __init__(self, config: ServerConfig, settings: Mapping[str, Any], held: Sequence[int] = ()) -> None:
+    def __init__(
+        self, config: ServerConfig, settings: Mapping[str, Any], held: Sequence[int] = (), start_s: float = START_S
+    ) -> None:
         self._api = config.api
         self._host = WILDCARDS.get(config.api.host, config.api.host)
+        self._said = ""  # why it was not healthy when it was last asked
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.port, self._http_port = _free_ports(config.api.host)
-        ports = {"api.port": self.port, "api.http_port": self._http_port}
-        command = [sys.executable, "-m", "server.ray.guard", f"{stop_s(config):g}", "serve"]
+        self.port, self.http_port = _free_ports(config.api.host)
+        self._folder = Path(tempfile.mkdtemp(prefix="adapterd-replica-"))  # removed by whoever ends last
+        self._list = self._folder / "replicas"
+        self._list.touch()
+        own = {"api.port": self.port, "api.http_port": self.http_port, "api.replicas": f"{FILE}{self._list}"}
+        command = [sys.executable, "-m", "server.ray.guard", f"{stop_s(config):g}", str(self._folder), "serve"]
         self._process = subprocess.Popen(
-            [*command, *assignments({**settings, **ports})],
+            [*command, *assignments({**settings, **own})],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=held,
@@ -63,7 +77,7 @@ class Child:
         self._log = threading.Thread(target=self._pass_on_log, daemon=True)
         self._log.start()
         try:
-            self._wait_ready()
+            self._wait_ready(start_s)
         except BaseException:
             self.stop(0)
             raise
@@ -79,15 +93,26 @@ class Child:
 
     def health(self, limit_s: float = HEALTH_S) -> Health:
         """What it says of itself, within `limit_s` or not."""
-        if self._process.poll() is not None or not self._listens(limit_s):
+        if self._process.poll() is not None:
             return Health.GONE
         try:
+            self._connect(limit_s).close()
             # A connection for each: one that was refused waits for long until it tries again.
             with Client(f"{self._host}:{self.port}", max_retries=0) as client:
                 client.wait_ready(limit_s)
-        except Error as error:
-            return Health.SILENT if error.code.name == "DEADLINE_EXCEEDED" else Health.GONE
+        except (Error, ConnectionError, TimeoutError) as error:
+            self._said = str(error)
+            is_late = isinstance(error, TimeoutError) or (
+                isinstance(error, Error) and error.code.name == "DEADLINE_EXCEEDED"
+            )
+            return Health.SILENT if is_late else Health.GONE
         return Health.SERVING
+
+    def tell(self, addresses: Collection[str]) -> None:
+        """Have it know these replicas. Raises OSError."""
+        new = self._list.with_suffix(".new")
+        new.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
+        new.replace(self._list)
 
     def stop(self, limit_s: float) -> None:
         """Have it answer what it accepted, and end. Blocks until it has, or `limit_s` are over."""
@@ -102,6 +127,7 @@ class Child:
         for pipe in (self._process.stdin, self._process.stderr):
             assert pipe is not None
             pipe.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def metrics(self) -> dict[str, float]:
         """Every series by its name and labels. Raises OSError if it does not tell."""
@@ -109,25 +135,50 @@ class Child:
         host = WILDCARDS.get(self._api.http_host, self._api.http_host)
         token = os.environ.get("ADAPTERD_TOKEN", "")
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        request = Request(f"{scheme}://{host}:{self._http_port}/metrics", headers=headers)
+        request = Request(f"{scheme}://{host}:{self.http_port}/metrics", headers=headers)
         with urlopen(request, timeout=HEALTH_S, context=_tls_context() if scheme == "https" else None) as reply:
             lines = reply.read().decode().splitlines()
         pairs = (line.partition(" # ")[0].rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {series: float(value) for series, _, value in pairs}
 
-    def _wait_ready(self) -> None:
-        while self.health() is not Health.SERVING:
+    def _wait_ready(self, start_s: float) -> None:
+        until = time.monotonic() + start_s
+        while True:
+            refusal = self._refusal()
+            if not refusal and self.health() is Health.SERVING:
+                return
             if self._process.poll() is not None:
                 self._log.join()
-                raise RuntimeError(
-                    f"the server ended with code {self.exit_code} {BEFORE_IT_SERVED}\n" + "".join(self._lines)
-                )
+                raise self._failure(f"ended with code {self.exit_code}")
+            if refusal:
+                raise self._failure("does not let its own worker in", f"{refusal}\n")
+            if time.monotonic() > until:
+                raise self._failure(f"took longer than {start_s:g} s", f"{self._said}\n")
             time.sleep(LOOK_S)
 
-    def _listens(self, limit_s: float) -> bool:
-        with suppress(OSError), socket.create_connection((self._host.strip("[]"), self.port), limit_s):
-            return True
-        return False
+    def _failure(self, what: str, why: str = "") -> RuntimeError:
+        return RuntimeError(f"the server {what} {BEFORE_IT_SERVED}\n{why}" + "".join(self._lines))
+
+    def _refusal(self) -> str:
+        """Why TLS keeps this process out, which no waiting changes; empty where it does not, or nobody listens yet."""
+        if not self._api.tls_certificate:
+            return ""
+        try:
+            with self._connect(HEALTH_S) as sock:
+                if not is_secure():
+                    return f"it speaks TLS, and ADAPTERD_CA is not set; {TLS_REMEDY}"
+                host = self._host.strip("[]")
+                with _tls_context(check_hostname=True).wrap_socket(sock, server_hostname=host) as secured:
+                    secured.recv(1)  # a certificate that it misses is told after the handshake
+        except ssl.SSLError as error:
+            return f"{error}; {TLS_REMEDY}, and its certificate has to name {self._host}"
+        except (ConnectionError, TimeoutError):
+            return ""
+        return ""
+
+    def _connect(self, limit_s: float) -> socket.socket:
+        """Raises OSError."""
+        return socket.create_connection((self._host.strip("[]"), self.port), limit_s)
 
     def _pass_on_log(self) -> None:
         """To the worker's own stderr, which Ray keeps and shows."""
@@ -162,10 +213,11 @@ def _with_ourselves(python_path: str) -> str:
     return os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), python_path)))
 
 
-def _tls_context() -> ssl.SSLContext:
+def _tls_context(check_hostname: bool = False) -> ssl.SSLContext:
     """As the clients': the files that ADAPTERD_CA, ADAPTERD_CERTIFICATE and ADAPTERD_KEY name."""
     context = ssl.create_default_context(cafile=os.environ.get("ADAPTERD_CA"))
-    context.check_hostname = False  # it is this machine's own
+    context.check_hostname = check_hostname
+    context.set_alpn_protocols(["h2"] if check_hostname else ["http/1.1"])
     if certificate := os.environ.get("ADAPTERD_CERTIFICATE"):
         context.load_cert_chain(certificate, os.environ.get("ADAPTERD_KEY"))
     return context

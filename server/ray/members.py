@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
@@ -11,9 +11,9 @@ from ray.exceptions import RayError
 
 NAMESPACE = "adapterd"
 BEAT_S = 1.0  # between a replica's words
-GONE_S = 3.0  # without a word
-SETTLE_S = 2.0  # after its start; whoever lives has spoken by then
-CALL_S = 2.0
+CALL_S = 2.0  # for the answer to one
+SETTLE_S = 4.0  # after its start; whoever lives has spoken by then, or is in the list of one that has
+GONE_S = 8.0  # without a word: two that were lost, and one that is late; clients find out by the connection
 
 
 class Members:
@@ -24,11 +24,13 @@ class Members:
         self._began = clock()
         self._seen: dict[str, float] = {}
         self._known: dict[str, list[str]] = {}  # each one's list, as it said last
+        self._http: dict[str, str] = {}
 
-    def beat(self, address: str, known: Collection[str] = ()) -> list[str] | None:
+    def beat(self, address: str, known: Collection[str] = (), http: str = "") -> dict[str, str] | None:
         """Take note that a replica lives; gives `listed`.
 
         known   its list; just started, those in it are taken to live until they have had time to speak
+        http    host:port of its metrics
         """
         now = self._clock()
         if now - self._began < SETTLE_S:
@@ -36,25 +38,29 @@ class Members:
                 self._seen.setdefault(other, now)
         self._seen[address] = now
         self._known[address] = sorted(known)
+        self._http[address] = http
         return self.listed()
 
-    def leave(self, address: str) -> list[str] | None:
+    def leave(self, address: str) -> dict[str, str] | None:
         """Take note that a replica takes no new calls; gives `listed`."""
         self._seen.pop(address, None)
         self._known.pop(address, None)
         return self.listed()
 
-    def listed(self) -> list[str] | None:
-        """host:port of all that live, sorted; None where that is not known yet."""
+    def listed(self) -> dict[str, str] | None:
+        """host:port of all that live, sorted, each with that of its metrics; None where that is not known yet."""
         now = self._clock()
         self._seen = {address: at for address, at in self._seen.items() if now - at < GONE_S}
         self._known = {address: known for address, known in self._known.items() if address in self._seen}
-        return sorted(self._seen) if now - self._began >= SETTLE_S else None
+        self._http = {address: http for address, http in self._http.items() if address in self._seen}
+        if now - self._began < SETTLE_S:
+            return None
+        return {address: self._http.get(address, "") for address in sorted(self._seen)}
 
-    def agreed(self) -> list[str] | None:
+    def agreed(self) -> dict[str, str] | None:
         """As `listed`; None too where one of them has another list."""
         listed = self.listed()
-        return listed if listed and all(self._known.get(address) == listed for address in listed) else None
+        return listed if listed and all(self._known.get(address) == [*listed] for address in listed) else None
 
 
 class Membership:
@@ -64,17 +70,17 @@ class Membership:
         self._name = f"members-of-{application}"
         self._actor: Any = None
 
-    def beat(self, address: str, known: Collection[str]) -> Collection[str]:
+    def beat(self, address: str, known: Collection[str], http: str) -> Mapping[str, str]:
         """All that live, this one among them; none where that is not known, or nobody answers."""
-        return self._ask("beat", address, known) or ()
+        return self._ask("beat", address, [*known], http) or {}
 
-    def agreed(self) -> Collection[str]:
+    def agreed(self) -> Mapping[str, str]:
         """All that live, once all of them know each other; none before."""
-        return self._ask("agreed") or ()
+        return self._ask("agreed") or {}
 
     def leave(self, address: str) -> None:
         """The last one ends the actor."""
-        if self._ask("leave", address) == []:
+        if self._ask("leave", address) == {}:
             self.end()
 
     def end(self) -> None:
@@ -97,12 +103,12 @@ class Membership:
             .remote()
         )
 
-    def _ask(self, method: str, *arguments: str | Collection[str]) -> list[str] | None:
+    def _ask(self, method: str, *arguments: str | Collection[str]) -> dict[str, str] | None:
         """None where nobody answers: there is another word in a second."""
         try:
             if self._actor is None:
                 self.start()
-            found: list[str] | None = ray.get(getattr(self._actor, method).remote(*arguments), timeout=CALL_S)
+            found: dict[str, str] | None = ray.get(getattr(self._actor, method).remote(*arguments), timeout=CALL_S)
         except RayError:
             self._actor = None
             return None

@@ -26,6 +26,7 @@ class Plan:
     replicas   "2", or "1..8": as many as the load asks for
     num_cpus   that Ray keeps for each; fractions too
     num_gpus   likewise
+    scrape_targets   a file that replicas keep true, see `targets`; empty for none
 
     Raises InvalidInput.
     """
@@ -34,6 +35,7 @@ class Plan:
     replicas: str = "1"
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    scrape_targets: str = ""
 
     def __post_init__(self) -> None:
         least, most = self.bounds

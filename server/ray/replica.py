@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
+import socket
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import ray
 from ray import serve
 
-from server.config import FILE
+from server.config import is_loopback
+from server.ray import targets
+from server.ray.beats import Beats
 from server.ray.child import Child, Health, advertised, stop_s
 from server.ray.disk import claimed
-from server.ray.members import BEAT_S, Membership
+from server.ray.members import Membership
 from server.ray.plan import Plan
 from server.ray.scaling import load_between
 
-log = logging.getLogger("ray.serve")
+ELSEWHERE = ("192.0.2.1", 9)  # of no network that there is; nothing is sent
 
 
 class Replica:
@@ -31,37 +33,36 @@ class Replica:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._over = threading.Event()
+        self._is_over = False
         config = plan.config()
-        self._members = Membership(serve.get_replica_context().app_name)
-        self._members.start()  # it knows the others by the time that the server is up
-        self._folder = tempfile.TemporaryDirectory(prefix="adapterd-replica-")
-        self._list = Path(self._folder.name) / "replicas"
-        node = advertised(config.api.host, ray.util.get_node_ip_address())
-        settings = plan.child_settings() | {"api.advertise": node, "api.replicas": f"{FILE}{self._list}"}
+        members = Membership(serve.get_replica_context().app_name)
+        members.start()  # it knows the others by the time that the server is up
+        node = node_address()
+        host = advertised(config.api.host, node)
+        settings = plan.child_settings() | {"api.advertise": host}
         held: Sequence[int] = ()
         if config.cache.disk_path:
             folder, descriptor = claimed(Path(config.cache.disk_path))
             settings["cache.disk_path"], held = str(folder), (descriptor,)
             config = replace(config, cache=replace(config.cache, disk_path=str(folder)))
-        self._list.write_text("", encoding="utf-8")
         self._child = Child(config, settings, held)
         for descriptor in held:
             os.close(descriptor)  # the child's alone from now on: it may outlive this process
         self._stop_s = stop_s(config)
-        self.address = f"{node}:{self._child.port}"
-        self._known: Collection[str] = ()
+        self.address = f"{host}:{self._child.port}"
+        self._health = Health.SERVING  # when it was last asked
         self._looked: tuple[float, dict[str, float]] | None = None
-        self._beats = threading.Thread(target=self._keep_telling, name="adapterd members", daemon=True)
-        self._beats.start()
+        self._targets = Path(plan.scrape_targets) if plan.scrape_targets else None
+        http = f"{advertised(config.api.http_host, node)}:{self._child.http_port}"
+        self._beats = Beats(members, self.address, http, self._takes_calls, self._tell)
 
     def check_health(self) -> None:
         """Raises RuntimeError if the server does not serve."""
-        if self._over.is_set():
+        if self._is_over:
             return
-        health = self._child.health()
-        if health is not Health.SERVING:
-            raise RuntimeError(f"the server of {self.address}, process {self._child.pid}, is {health.value}")
+        self._health = self._child.health()
+        if self._health is not Health.SERVING:
+            raise RuntimeError(f"the server of {self.address}, process {self._child.pid}, is {self._health.value}")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Since the last time; see `load_between`. Raises OSError if the server does not tell."""
@@ -73,32 +74,30 @@ class Replica:
 
     def __del__(self) -> None:
         """Leave the list, then have the server answer what it accepted."""
-        if self._over.is_set() or not hasattr(self, "_beats"):
+        if self._is_over or not hasattr(self, "_beats"):
             return
-        self._over.set()
+        self._is_over = True
         stopping = threading.Thread(target=self._child.stop, args=(self._stop_s,))
         stopping.start()
-        self._beats.join()
-        self._members.leave(self.address)
+        self._beats.stop()
         stopping.join()
-        self._folder.cleanup()
 
-    def _keep_telling(self) -> None:
-        while not self._over.is_set():
-            if self._child.health(BEAT_S) is Health.GONE:  # silent is busy, or Serve finds out
-                self._members.leave(self.address)
-            else:
-                self._note(self._members.beat(self.address, self._known))
-            self._over.wait(BEAT_S)
+    def _tell(self, replicas: Mapping[str, str]) -> None:
+        """Raises OSError."""
+        self._child.tell(replicas)
+        if self._targets:
+            targets.write(self._targets, [http for http in replicas.values() if http])
 
-    def _note(self, addresses: Collection[str]) -> None:
-        """For the server, which reads it again; none leaves it as it was."""
-        if not addresses:
-            return
-        new = self._list.with_suffix(".new")
-        try:
-            new.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
-            new.replace(self._list)
-            self._known = tuple(addresses)
-        except OSError as error:
-            log.warning("the list of replicas is as it was: %s", error)
+    def _takes_calls(self) -> bool:
+        """Silent is busy, or Serve finds out."""
+        return self._child.exit_code is None and self._health is not Health.GONE
+
+
+def node_address() -> str:
+    """Where other machines reach this one, also where its Ray keeps to itself."""
+    address: str = ray.util.get_node_ip_address()
+    if is_loopback(address):
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(ELSEWHERE)
+            address = sock.getsockname()[0]
+    return address

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import ray
@@ -34,7 +33,6 @@ def connected(address: str, is_local: bool) -> Iterator[None]:
 
     Raises Unavailable if nobody answers at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # they would go out to the network
     try:
         if is_local:
             ray.init("local", namespace=NAMESPACE, include_dashboard=False)
@@ -62,8 +60,8 @@ def require_reachable(plan: Plan) -> None:
         )
 
 
-def up(plan: Plan) -> Collection[str]:
-    """Have the application; gives host:port of its replicas, when as many as asked for serve.
+def up(plan: Plan) -> Mapping[str, str]:
+    """Have the application; gives host:port of its replicas, each with that of its metrics, when all asked for serve.
 
     Raises Unavailable if the servers do not come up.
     """
@@ -75,6 +73,11 @@ def up(plan: Plan) -> Collection[str]:
     except RuntimeError as error:
         raise Unavailable(f"the application does not come up: {_why() or error}") from error
     return _listed(members, plan.bounds[0])
+
+
+def is_up() -> bool:
+    """Whether there is an application of ours, whoever brought it up and whether or not it serves."""
+    return NAME in serve.status().applications
 
 
 def down() -> None:
@@ -92,7 +95,7 @@ def _why() -> str:
     return "; ".join(said for one in deployments if (said := one.message.partition(BEFORE_IT_SERVED)[2].strip()))
 
 
-def _listed(members: Membership, num_replicas: int) -> Collection[str]:
+def _listed(members: Membership, num_replicas: int) -> Mapping[str, str]:
     until = time.monotonic() + LISTED_S
     while len(found := members.agreed()) < num_replicas:
         if time.monotonic() > until:

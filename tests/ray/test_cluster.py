@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.request import urlopen
 
+import grpc
 import psutil
 import pytest
 
 from adapterd import AsyncClient, Client
-from loadtest.ray import FAULTS, TOKENS, Cluster, row_of, started
+from loadtest.ray import FAULTS, REPLICA, TARGETS, TOKENS, Cluster, row_of, started
+from server.cli.cluster import LOOPBACK_ONLY
 
 pytestmark = pytest.mark.timeout(400)  # the first test has Ray, Serve and two servers start
 Running = tuple[Cluster, tuple[str, ...]]
 GONE_S = 10.0
+FOLDERS = "adapterd-replica-*"
+LOOPBACK = {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    """Two replicas and forty adapters; afterwards no process of all that is left."""
-    with started() as (cluster, names):
+    """Two replicas and forty adapters; afterwards no process of all that is left, and no folder of a replica."""
+    before = set(Path(tempfile.gettempdir()).glob(FOLDERS))
+    with started("--frontends", "1") as (cluster, names):
         yield cluster, names
         processes = cluster.processes()
     assert len(processes) > 6  # Ray's own, two workers and their servers
     gone, alive = psutil.wait_procs(processes, GONE_S)
     assert [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert set(Path(tempfile.gettempdir()).glob(FOLDERS)) <= before
+
+
+def listening(process: psutil.Process) -> Iterator[tuple[str, int]]:
+    """Addresses at which it does."""
+    with suppress(psutil.NoSuchProcess):
+        for connection in process.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                yield connection.laddr.ip, connection.laddr.port
 
 
 def homes(server: str, names: Sequence[str]) -> dict[str, set[str]]:
@@ -43,6 +65,39 @@ async def test_an_adapters_requests_are_answered_by_one_replica_whoever_asks(run
             found[name].add((await client.predict(name, tokens=TOKENS)).replica)
     assert {len(replicas) for replicas in found.values()} == {1}
     assert set().union(*found.values()) == {*cluster.addresses}
+
+
+def test_a_ray_of_ones_own_is_reached_from_its_machine_only_or_with_its_token(running: Running) -> None:
+    cluster, _ = running
+    replicas = cluster.processes(REPLICA)
+    for process in cluster.processes():
+        for host, port in listening(process):
+            if host not in LOOPBACK:
+                assert process in replicas  # Serve has each of them listen everywhere, and says nowhere where
+                with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                    call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                    with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                        call(b"", timeout=GONE_S)
+
+
+def test_prometheus_finds_every_server(running: Running) -> None:
+    cluster, _ = running
+    [group] = json.loads((cluster.folder / TARGETS).read_text())
+    assert len(group["targets"]) == len(cluster.addresses)
+    for target in group["targets"]:
+        with urlopen(f"http://{target}/metrics", timeout=GONE_S) as reply:
+            assert b"adapterd_" in reply.read()
+
+
+def test_what_runs_is_neither_replaced_nor_taken_down_by_another_command(running: Running) -> None:
+    cluster, _ = running
+    [(host, port)] = listening(cluster.processes("gcs_server")[0])
+    environment = os.environ | {"HOME": str(cluster.folder), LOOPBACK_ONLY: "0"}  # its token, and where it is
+    command = [sys.executable, "-m", "server", "cluster", "--address", f"{host.rpartition(':')[2]}:{port}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "an application runs there already: --detach updates it" in done.stderr
+    with Client(cluster.server) as client:
+        client.wait_ready()
 
 
 @pytest.mark.parametrize("fault", ["server killed", "Ray worker killed", "members actor killed"])

@@ -39,7 +39,10 @@ def connected(address: str, is_local: bool) -> Iterator[None]:
         else:
             ray.init(address, namespace=NAMESPACE)
     except (ConnectionError, ValueError, RayError) as error:
-        raise Unavailable(f"no Ray cluster answers at {address!r}: {error}; start one with ray start --head") from error
+        raise Unavailable(
+            f"no Ray cluster answers at {address!r}: {error}; start one with ray start --head, and where it wants a"
+            " token, set RAY_AUTH_MODE=token and have it in ~/.ray/auth_token"
+        ) from error
     try:
         yield
     finally:

@@ -92,7 +92,7 @@ def test_prometheus_finds_every_server(running: Running) -> None:
 def test_what_runs_is_neither_replaced_nor_taken_down_by_another_command(running: Running) -> None:
     cluster, _ = running
     [(host, port)] = listening(cluster.processes("gcs_server")[0])
-    environment = os.environ | {"HOME": str(cluster.folder), LOOPBACK_ONLY: "0"}  # its token, and where it is
+    environment = os.environ | {"HOME": str(cluster.folder), "RAY_AUTH_MODE": "token", LOOPBACK_ONLY: "0"}
     command = [sys.executable, "-m", "server", "cluster", "--address", f"{host.rpartition(':')[2]}:{port}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "an application runs there already: --detach updates it" in done.stderr

@@ -1,8 +1,8 @@
 """The versions that adapterd runs with, each set tried in an environment of its own: `make matrix`.
 
 Every row installs what it says beside the project and runs the tests that touch its libraries most. It takes minutes a
-row and gigabytes for a while; `python tests/matrix.py --only NAME` tries one. A row that cannot be made says why in the
-table. Exit status 1: tests of a row failed.
+row and gigabytes for a while; `python tests/matrix.py --only NAME` tries one again. A row that cannot be made says why,
+in its place in the table. Exit status 1: tests of a row failed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ ROWS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="the row of this name, without writing the table")
+    parser.add_argument("--only", help="the row of this name; the others of the table stay as they are")
     only = parser.parse_args().only
     rows = [row for row in ROWS if only in (None, row.name)]
     if not rows:
@@ -94,8 +94,7 @@ def main() -> None:
             results.append(_tried(row))
             bar.print(results[-1].line)
             bar.advance(task)
-    if only is None:
-        TABLE.write_text(HEAD + "\n".join(result.line for result in results) + "\n")
+    _write(results)
     sys.exit(any(result.is_failed for result in results))
 
 
@@ -129,6 +128,14 @@ def _tried(row: Row) -> Result:
             return Result(row, (), f"not run: {_reason(error.stderr)}")
         said, is_failed = _tested(folder)
         return Result(row, versions, said, is_failed)
+
+
+def _write(results: Sequence[Result]) -> None:
+    """Rows that were not tried stay as they are."""
+    before = TABLE.read_text().splitlines() if TABLE.exists() else []
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in before if line.startswith("| ")}
+    lines |= {result.row.name: result.line for result in results}
+    TABLE.write_text(HEAD + "\n".join(lines[row.name] for row in ROWS if row.name in lines) + "\n")
 
 
 def _reason(log: str) -> str:
@@ -172,7 +179,9 @@ def _dev(row: Row) -> list[str]:
 def _tested(folder: Path) -> tuple[str, bool]:
     """What pytest says last, and whether anything failed."""
     started = time.monotonic()
-    command = [str(folder / "venv/bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    # That one library calls what it takes from another deprecated is no failure of a row.
+    quiet = ("-q", "-p", "no:cacheprovider", "-W", "default::DeprecationWarning")
+    command = [str(folder / "venv/bin/python"), "-m", "pytest", *quiet, *TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-20_000:], done.stderr[-4000:], file=sys.stderr)

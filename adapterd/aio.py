@@ -74,6 +74,7 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None  # that the first call runs on
         self._closing: set[asyncio.Task[None]] = set()
         self._follower: Follower | None = None
+        self._asks_elsewhere = bool(seeds) and max_retries > 0
         self._channels: Rings[grpc.aio.Channel] | Turns[grpc.aio.Channel]
         if seeds:
             options = cluster_options(max_retries, connections, host_of(seeds[0]))
@@ -222,8 +223,25 @@ class AsyncClient:
 
     async def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
-        adapter = routed_adapter(request)
-        async with self._use(adapter, timeout) as use:
+        adapter, until = routed_adapter(request), None if timeout is None else time.monotonic() + timeout
+        try:
+            return await self._attempt(rpc, request, timeout, adapter)
+        except Error as error:
+            if not (self._asks_elsewhere and adapter and error.code in calls.LOST):
+                raise
+        return await self._attempt(rpc, request, left_until(until), adapter, elsewhere=True)
+
+    async def _attempt(
+        self,
+        rpc: Rpc[Request, Response],
+        request: Request,
+        timeout: float | None,
+        adapter: str,
+        *,
+        elsewhere: bool = False,
+    ) -> Response:
+        """See `Client._attempt`."""
+        async with self._use(adapter, timeout, elsewhere) as use:
             call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
             try:
                 reply = await call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(adapter)))
@@ -235,13 +253,15 @@ class AsyncClient:
         return reply
 
     @asynccontextmanager
-    async def _use(self, adapter: str = "", timeout: float | None = None) -> AsyncIterator[Use[grpc.aio.Channel]]:
+    async def _use(
+        self, adapter: str = "", timeout: float | None = None, elsewhere: bool = False
+    ) -> AsyncIterator[Use[grpc.aio.Channel]]:
         """See `Client._use`."""
         if self._follower is not None:
             self._loop = asyncio.get_running_loop()
             if not self._follower.is_ready:
                 await asyncio.to_thread(self._follower.ready, timeout)
-        with self._channels.use(adapter) as use:
+        with self._channels.use(adapter, elsewhere) as use:
             yield use
 
     def _retire(self, channel: grpc.aio.Channel) -> None:

@@ -36,6 +36,7 @@ TLS_VARIABLES = ("ADAPTERD_CA", "ADAPTERD_CERTIFICATE", "ADAPTERD_KEY")
 Outcome = inference_pb2.PredictResponse | Error
 MAX_PARTS = 32  # of a batch that are on their way at a time
 RING_VARIABLE = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a replica that ends had in hand
 LOCAL_POOL = "grpc.use_local_subchannel_pool"
 PRINTABLE_ASCII = re.compile(r"[ -~]+")  # what a metadata value may hold
 

@@ -87,6 +87,7 @@ class Client:
             return channel_to(target, credentials, options)
 
         self._follower: Follower | None = None
+        self._asks_elsewhere = bool(seeds) and max_retries > 0
         self._channels: Rings[grpc.Channel] | Turns[grpc.Channel]
         if seeds:
             options = cluster_options(max_retries, connections, host_of(seeds[0]))
@@ -249,8 +250,25 @@ class Client:
 
     def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
-        adapter = routed_adapter(request)
-        with self._use(adapter, timeout) as use:
+        adapter, until = routed_adapter(request), None if timeout is None else time.monotonic() + timeout
+        try:
+            return self._attempt(rpc, request, timeout, adapter)
+        except Error as error:
+            if not (self._asks_elsewhere and adapter and error.code in calls.LOST):
+                raise
+        return self._attempt(rpc, request, left_until(until), adapter, elsewhere=True)
+
+    def _attempt(
+        self,
+        rpc: Rpc[Request, Response],
+        request: Request,
+        timeout: float | None,
+        adapter: str,
+        *,
+        elsewhere: bool = False,
+    ) -> Response:
+        """elsewhere   at another replica than the one that has the adapter's requests"""
+        with self._use(adapter, timeout, elsewhere) as use:
             call: grpc.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
             try:
                 reply = call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(adapter)))
@@ -261,11 +279,13 @@ class Client:
             use.answered(reply)
         return reply
 
-    def _use(self, adapter: str = "", timeout: float | None = None) -> AbstractContextManager[Use[grpc.Channel]]:
+    def _use(
+        self, adapter: str = "", timeout: float | None = None, elsewhere: bool = False
+    ) -> AbstractContextManager[Use[grpc.Channel]]:
         """A channel for one call. Raises Error where no replica tells of the others."""
         if self._follower is not None:
             self._follower.ready(timeout)
-        return self._channels.use(adapter)
+        return self._channels.use(adapter, elsewhere)
 
 
 def _close(channel: grpc.Channel) -> None:

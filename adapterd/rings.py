@@ -61,7 +61,7 @@ class Turns(Generic[C]):
         self._channels, self._turns, self._retire = channels, cycle(channels), retire
 
     @contextmanager
-    def use(self, adapter: str = "") -> Iterator[Use[C]]:
+    def use(self, adapter: str = "", elsewhere: bool = False) -> Iterator[Use[C]]:
         yield Use(next(self._turns), adapter)
 
     def close(self) -> None:
@@ -115,10 +115,13 @@ class Rings(Generic[C]):
         self._close(rings)
 
     @contextmanager
-    def use(self, adapter: str = "") -> Iterator[Use[C]]:
-        """adapter   whose replica is to answer; without one, any"""
+    def use(self, adapter: str = "", elsewhere: bool = False) -> Iterator[Use[C]]:
+        """
+        adapter     whose replica is to answer; without one, any
+        elsewhere   another one is to answer, where the adapter's is known
+        """
         with self._lock:
-            connection, avoided = next(self._turns), self._avoided(adapter)
+            connection, avoided = next(self._turns), self._avoided(adapter, elsewhere)
             unused = self._room_for(connection, avoided) if avoided else []
             if unused is None:
                 unused, avoided = [], ()
@@ -138,8 +141,8 @@ class Rings(Generic[C]):
         with self._lock:
             note(self._routing)
 
-    def _avoided(self, adapter: str) -> tuple[str, ...]:
-        avoided = self._routing.avoided(adapter)
+    def _avoided(self, adapter: str, elsewhere: bool) -> tuple[str, ...]:
+        avoided = self._routing.home(adapter) if elsewhere else self._routing.avoided(adapter)
         is_possible = len(avoided) < len(self._replicas) and self._replicas.keys() >= set(avoided)
         return avoided if is_possible else ()
 

@@ -76,6 +76,11 @@ class Routing:
             return ()
         return tuple(home.chain[: int(random.random() * home.spread)])
 
+    def home(self, adapter: str) -> tuple[str, ...]:
+        """The replica that requests for `adapter` go to by themselves, if it is known."""
+        home = self._homes.get(adapter)
+        return tuple(home.chain[:1]) if home is not None else ()
+
     def answered(self, adapter: str, response: v1.PredictResponse, avoided: tuple[str, ...]) -> None:
         """Learn from a reply to a request that passed `avoided` by."""
         if not response.replica:

@@ -24,7 +24,7 @@ from adapterd.routing import POINTS
 from adapterd.v1 import inference_pb2 as v1
 from loadtest.scale import Ring
 from server.core import Reply, Request, Timings
-from server.errors import Overloaded
+from server.errors import Overloaded, Unavailable
 
 ADAPTERS = [f"adapter-{number}" for number in range(48)]
 Answer = Callable[[Request], Reply]
@@ -340,6 +340,23 @@ async def test_a_part_of_a_batch_that_fails_leaves_the_others_their_answers(kind
         outcomes = await call("predict_batch", [predict_request("x" * 300, "x"), *requests])
     assert isinstance(outcomes[0], Error) and homes
     assert not any(isinstance(outcome, Error) for outcome in outcomes[1:])
+
+
+@KINDS
+async def test_what_a_replica_that_ends_cannot_answer_is_asked_elsewhere(kind: Any, three: Cluster) -> None:
+    def end(request: Request) -> Reply:
+        raise Unavailable("the server is stopping")
+
+    async with calling(kind, three.server) as call, calling(kind, three.server, max_retries=0) as once:
+        await ask_all(call, ["hot"])
+        await ask_all(once, ["hot"])
+        (home,) = three.homes()["hot"]
+        next(replica for replica in three.replicas if replica.address == home).answer = end
+        assert (await call("predict", "hot", "x", timeout=10)).replica not in ("", home)
+        [outcome] = await call("predict_batch", [predict_request("hot", "x")])
+        assert isinstance(outcome, Error)  # of one request in a batch that was answered: the caller's to repeat
+        with pytest.raises(Error, match="the server is stopping"):
+            await once("predict", "hot", "x")
 
 
 @KINDS

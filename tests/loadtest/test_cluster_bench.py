@@ -20,8 +20,8 @@ def test_replicas_are_measured_and_reported(tmp_path: Path) -> None:
     by_adapter, at_random = report.hits
     assert by_adapter.hit_rate > at_random.hit_rate
     without, spilling = report.hot
-    # that it spills is what tests of the client hold; a busy machine gives few replies in a second to learn from
-    assert without.replicas == 1 <= spilling.replicas and spilling.hot_per_s > 0
+    assert without.replicas == 1 < spilling.replicas
+    assert spilling.hot_per_s > without.hot_per_s
     for row in report.published:
         assert row.num_replies > 0 == row.others == row.num_failed and row.last_old_s < 3
     write_report(tmp_path, report)

@@ -58,7 +58,6 @@ class Follower:
         self._seeds, self._metadata = seeds, metadata
         self._channel: grpc.Channel | None = None
         self._listed: tuple[str, ...] = ()  # by the last look
-        self._replicas: Mapping[str, Address] = {}
         self._looking = threading.Lock()
         self._failed_at, self._failure = 0.0, Error(grpc.StatusCode.UNAVAILABLE, "nobody has looked yet")
         self._is_over = threading.Event()
@@ -87,7 +86,8 @@ class Follower:
             try:
                 self._look_first(min(LOOK_TIMEOUT_S, left))
             except Error as error:
-                self._failed_at, self._failure = time.monotonic(), error
+                if left >= LOOK_TIMEOUT_S:  # one that had less time says nothing to those who have more
+                    self._failed_at, self._failure = time.monotonic(), error
                 raise
             self._thread.start()
         finally:
@@ -135,10 +135,8 @@ class Follower:
             return self._list(LOOK_TIMEOUT_S)
 
     def _follow(self, replicas: Mapping[str, Address]) -> None:
-        if dict(replicas) != self._replicas:
-            self._replicas = dict(replicas)
+        if self._rings.follow(replicas):
             self._ask(replicas)
-            self._rings.follow(replicas)
 
     def _ask(self, replicas: Mapping[str, Address]) -> None:
         """Ask these for the list from now on."""

@@ -100,14 +100,15 @@ class Rings(Generic[C]):
         """Whether there is a list."""
         return bool(self._replicas)
 
-    def follow(self, replicas: Mapping[str, Address]) -> None:
-        """Send new calls to these; those under way stay where they are."""
+    def follow(self, replicas: Mapping[str, Address]) -> bool:
+        """Send new calls to these; those under way stay where they are. Gives whether they are others than before."""
         with self._lock:
             if dict(replicas) == self._replicas:
-                return
+                return False
             self._replicas = dict(replicas)
             unused = self._retired(list(self._rings))
         self._close(unused)
+        return True
 
     def close(self) -> None:
         with self._lock:

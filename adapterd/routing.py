@@ -140,10 +140,10 @@ def ring_options(num_replicas: int) -> tuple[dict[str, Any], list[tuple[str, Any
 
 
 def target_of(addresses: Sequence[tuple[str, int]]) -> str:
-    """gRPC's name for a fixed list of IP addresses and ports, of one family: the first one's."""
-    version = ipaddress.ip_address(addresses[0][0]).version
-    same = [(host, port) for host, port in addresses if ipaddress.ip_address(host).version == version]
-    return f"ipv{version}:" + ",".join(f"[{host}]:{port}" if version == 6 else f"{host}:{port}" for host, port in same)
+    """gRPC's name for a fixed list of IP addresses and ports, all of one family."""
+    is_six = ipaddress.ip_address(addresses[0][0]).version == 6
+    hosts = ",".join(f"[{host}]:{port}" if is_six else f"{host}:{port}" for host, port in addresses)
+    return f"ipv{6 if is_six else 4}:{hosts}"
 
 
 def merged(service_config: str, balancing: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adapterd import AsyncClient, Error
 from loadtest import faults
+from loadtest.children import NO_MORE
 from loadtest.deployment import publish
 from loadtest.fleet.material import save_small_base
 from server.config import ModelConfig
@@ -28,7 +29,6 @@ CALM_S = 1.5  # before a fault, and without a failure until it is over
 LIMIT_S = 60.0
 LOAD_TIMEOUT_S = 1.0
 TIMEOUT_S = 20.0  # of a call
-NO_MORE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+from adapterd.routing import ROUTE
 from adapterd.v1 import inference_pb2 as v1
 from server.api.answering import Answering
 from server.api.handlers import Caller, Context
@@ -15,8 +16,6 @@ from server.core import Tenant
 from server.errors import AdapterdError, InvalidInput
 from server.replicas import Replicas
 from server.tracing import parent_of
-
-ROUTE = "x-adapter"  # what balancers route by
 
 
 class InferenceServicer:

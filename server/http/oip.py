@@ -14,10 +14,11 @@ from google.protobuf.message import Message
 from starlette.exceptions import HTTPException
 
 from adapterd.oip.v2 import inference_pb2 as v2
+from adapterd.routing import ROUTE
 from adapterd.v1 import inference_pb2 as v1
 from server.api.answering import Answering, Asked
 from server.api.oip import EXTENSIONS, OipServicer, check_output, earlier
-from server.api.servicer import ROUTE, check_route
+from server.api.servicer import check_route
 from server.core import Tenant
 from server.errors import InvalidInput
 from server.http.bridge import Bridge

@@ -311,6 +311,14 @@ async def test_a_silent_seed_takes_no_longer_than_the_call_may(kind: Any) -> Non
 
 
 @KINDS
+async def test_who_has_time_is_not_told_that_another_had_none(kind: Any, three: Cluster) -> None:
+    async with calling(kind, three.server) as call:
+        asked = [call("predict", "a", "x", timeout=timeout) for timeout in (0.0005, 20, 20, 20)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert [outcome for outcome in outcomes[1:] if isinstance(outcome, BaseException)] == []
+
+
+@KINDS
 async def test_waiting_for_the_first_replica(kind: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

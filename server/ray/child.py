@@ -22,6 +22,7 @@ from adapterd import Client, Error
 from server.config import FILE, ServerConfig, is_loopback
 from server.doctor.remote import is_secure
 from server.ray.plan import assignments
+from server.top.scrape import Scrape, parsed
 
 HEALTH_S = 5.0  # for an answer; a busy machine is no sick one
 LOOK_S = 0.05  # while it starts
@@ -129,17 +130,15 @@ class Child:
             pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def metrics(self) -> dict[str, float]:
-        """Every series by its name and labels. Raises OSError if it does not tell."""
+    def metrics(self) -> Scrape:
+        """Raises OSError if it does not tell, NoAnswer if what it tells are none."""
         scheme = "https" if self._api.tls_certificate else "http"
         host = WILDCARDS.get(self._api.http_host, self._api.http_host)
         token = os.environ.get("ADAPTERD_TOKEN", "")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         request = Request(f"{scheme}://{host}:{self.http_port}/metrics", headers=headers)
         with urlopen(request, timeout=HEALTH_S, context=_tls_context() if scheme == "https" else None) as reply:
-            lines = reply.read().decode().splitlines()
-        pairs = (line.partition(" # ")[0].rpartition(" ") for line in lines if line and not line.startswith("#"))
-        return {series: float(value) for series, _, value in pairs}
+            return parsed(reply.read().decode(), time.monotonic(), request.full_url)
 
     def _wait_ready(self, start_s: float) -> None:
         until = time.monotonic() + start_s

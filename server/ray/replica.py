@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ from server.ray.disk import claimed
 from server.ray.members import Membership
 from server.ray.plan import Plan
 from server.ray.scaling import load_between
+from server.top.scrape import Scrape
 
 ELSEWHERE = ("192.0.2.1", 9)  # of no network that there is; nothing is sent
 
@@ -51,7 +51,7 @@ class Replica:
         self._stop_s = stop_s(config)
         self.address = f"{host}:{self._child.port}"
         self._health = Health.SERVING  # when it was last asked
-        self._looked: tuple[float, dict[str, float]] | None = None
+        self._looked: Scrape | None = None
         self._targets = Path(plan.scrape_targets) if plan.scrape_targets else None
         http = f"{advertised(config.api.http_host, node)}:{self._child.http_port}"
         self._beats = Beats(members, self.address, http, self._takes_calls, self._tell)
@@ -66,11 +66,9 @@ class Replica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Since the last time; see `load_between`. Raises OSError if the server does not tell."""
-        now, series = time.monotonic(), self._child.metrics()
-        before, self._looked = self._looked, (now, series)
-        if before is None:
-            return load_between(series, series, 1.0)
-        return load_between(before[1], series, now - before[0])
+        now = self._child.metrics()
+        before, self._looked = self._looked, now
+        return load_between(before or now, now)
 
     def __del__(self) -> None:
         """Leave the list, then have the server answer what it accepted."""

@@ -7,8 +7,9 @@ server's metrics say, and Serve asks `desired`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from server.top.scrape import Labels, Scrape
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
@@ -19,28 +20,29 @@ MAX_QUEUE_S = 0.1  # mean wait for a batch, on the replica where it is longest
 UP_S, DOWN_S = 5.0, 120.0  # how long it has to be so
 LOOK_BACK_S = 15.0  # more than Serve's 10 s between questions
 
-COMPUTE = "adapterd_compute_seconds_total"
-TOKENS = "adapterd_batch_tokens_sum"
-WAITED = 'adapterd_request_duration_seconds_sum{stage="queue"}'
-NUM_WAITED = 'adapterd_request_duration_seconds_count{stage="queue"}'
+COMPUTE, TOKENS = "compute_seconds_total", "batch_tokens_sum"
+WAITED, NUM_WAITED = "request_duration_seconds_sum", "request_duration_seconds_count"
+QUEUE: Labels = {"stage": "queue"}  # of these two
+ALL: Labels = {}
 
 
-def load_between(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> dict[str, float]:
+def load_between(before: Scrape, after: Scrape) -> dict[str, float]:
     """What a server did between two looks at its metrics.
 
     busy           share of the time that its device computed
     tokens_per_s   that it computed
     queue_s        mean wait of requests for a batch; 0 where none came
     """
+    seconds = max(1e-9, after.at - before.at)
 
-    def difference(series: str) -> float:
-        return max(0.0, after.get(series, 0.0) - before.get(series, 0.0))
+    def difference(name: str, labels: Labels = ALL) -> float:
+        return max(0.0, after.value(name, **labels) - before.value(name, **labels))
 
-    num_waited = difference(NUM_WAITED)
+    num_waited = difference(NUM_WAITED, QUEUE)
     return {
         BUSY: min(1.0, difference(COMPUTE) / seconds),
         TOKENS_PER_S: difference(TOKENS) / seconds,
-        QUEUE_S: difference(WAITED) / num_waited if num_waited else 0.0,
+        QUEUE_S: difference(WAITED, QUEUE) / num_waited if num_waited else 0.0,
     }
 
 

@@ -17,6 +17,7 @@ from server.config import ServerConfig
 from server.ray.child import Child, Health, advertised
 from server.ray.plan import Plan
 from server.ray.scaling import BUSY, COMPUTE, NUM_WAITED, TOKENS, TOKENS_PER_S, WAITED, load_between
+from server.top.scrape import PREFIX
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,9 @@ def test_a_child_serves_tells_its_metrics_and_answers_before_it_ends(base: str, 
         with Client(f"127.0.0.1:{child.port}") as client:
             client.predict("base", "a text")
         after = child.metrics()
-        assert {COMPUTE, TOKENS, WAITED, NUM_WAITED} <= after.keys()  # the names that scaling looks for
-        load = load_between(before, after, 1.0)
+        named = {f"{PREFIX}{name}" for name in (COMPUTE, TOKENS, WAITED, NUM_WAITED)}
+        assert named <= after.samples.keys()  # the names that scaling looks for
+        load = load_between(before, after)
         assert load[BUSY] > 0 and load[TOKENS_PER_S] > 0
         assert child.health() is Health.SERVING
         os.kill(child.pid, signal.SIGSTOP)

@@ -3,7 +3,12 @@
 gRPC's own ring hash does the first (gRFC A42, A76), by the header x-adapter. It knows no load, so the second is here:
 consistent hashing with bounded loads (Mirrokni et al., 2018), with the wait that replies tell of in place of counts,
 for one client does not know what others send. The next replica is the next on the ring: the same that answers if the
-first one dies. As long as the last one that helps waits less than the first, one more may be asked.
+first one dies. It is learned twice:
+
+- for each adapter, over how many replicas its requests go: as long as the last one that helps waits less than the
+  first, one more may be asked. That is for an adapter that many ask for.
+- for each replica, how many of its adapters move to their next one, whole: that is for a replica to which the ring gave
+  more than its share. A hash of the name says which, so all clients move the same, and each is warm in one place still.
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ import json
 import math
 import random
 import time
-from collections import OrderedDict
+import zlib
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +31,15 @@ from adapterd.v1 import inference_pb2 as v1
 MAX_ADAPTERS = 65536  # that are remembered
 MAX_SPREAD = 16.0  # replicas for one adapter: each is a channel of its own
 STEP, CALM_STEP = 0.02, 0.002  # of a replica more after a reply where some wait, fewer where none does
+MAX_MOVED = 0.5  # of a replica's adapters
+MOVED_SPREAD = 1.5  # an adapter of more replicas than that keeps its home among them
+MOVE_STEP = 0.0005  # of its adapters more after a reply where they wait too long, fewer where they do not
+UNEVEN = 1.5  # times the mean wait of all replicas is one that has more than its share
 REFUSED_S = 5.0  # a replica that has no room counts as one where requests wait so long
 MAX_WAIT_BATCHES = 2.0  # a replica that is merely busy has requests wait for the batch that computes, and the next
 MIN_WAIT_S = 0.05  # to pass a shorter wait by is not worth a load elsewhere
 SMOOTHING = 0.2  # of what is known of a replica's wait, a new reply's weight
+MEAN_SMOOTHING = 0.02  # and of all replicas'
 FORGET_S = 5.0  # what a replica said so long ago says nothing
 
 POINTS = 256  # of each replica on the ring, however many there are: with a ring of one size all lose some to a new one
@@ -52,10 +63,27 @@ class _Home:
 
 @dataclass(slots=True)
 class _Wait:
-    """In the queue of a replica, of late."""
+    """In a queue, of late."""
 
-    seconds: float
-    seen_at: float
+    smoothing: float = SMOOTHING
+    seconds: float = 0.0
+    seen_at: float = -math.inf
+
+    def note(self, seconds: float, now: float) -> None:
+        if now - self.seen_at < FORGET_S:
+            seconds = self.seconds + self.smoothing * (seconds - self.seconds)
+        self.seconds, self.seen_at = seconds, now
+
+    def at(self, now: float) -> float:
+        return self.seconds if now - self.seen_at < FORGET_S else 0.0
+
+
+@dataclass(slots=True)
+class _Replica:
+    """`moved` is the share of the adapters whose home it is that are sent to the next one instead."""
+
+    wait: _Wait = field(default_factory=_Wait)
+    moved: float = 0.0
 
 
 class Routing:
@@ -67,19 +95,20 @@ class Routing:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._homes: OrderedDict[str, _Home] = OrderedDict()
-        self._waits: dict[str, _Wait] = {}
+        self._replicas: defaultdict[str, _Replica] = defaultdict(_Replica)
+        self._mean = _Wait(MEAN_SMOOTHING)
 
     def avoided(self, adapter: str) -> tuple[str, ...]:
         """The replicas that the next request for `adapter` is to pass by; none where the ring decides alone."""
         home = self._homes.get(adapter)
-        if home is None or home.spread == 1.0:
+        if home is None or not home.chain:
             return ()
-        return tuple(home.chain[: int(random.random() * home.spread)])
+        return tuple(home.chain[: self._first(adapter, home) + int(random.random() * home.spread)])
 
     def home(self, adapter: str) -> tuple[str, ...]:
-        """The replica that requests for `adapter` go to by themselves, if it is known."""
+        """The replicas up to the one that requests for `adapter` go to first, as far as they are known."""
         home = self._homes.get(adapter)
-        return tuple(home.chain[:1]) if home is not None else ()
+        return tuple(home.chain[: self._first(adapter, home) + 1]) if home is not None else ()
 
     def answered(self, adapter: str, response: v1.PredictResponse, avoided: tuple[str, ...]) -> None:
         """Learn from a reply to a request that passed `avoided` by."""
@@ -91,22 +120,33 @@ class Routing:
             return  # what was known then is not so any more
         if home.chain[place : place + 1] != [response.replica]:  # the ring goes on otherwise than before, or is new
             home.chain[place:] = [response.replica]
-        self._adjust(home, max(MAX_WAIT_BATCHES * _seconds(response.timings.compute), MIN_WAIT_S))
+        self._adjust(adapter, home, max(MAX_WAIT_BATCHES * _seconds(response.timings.compute), MIN_WAIT_S))
 
     def refused(self, adapter: str, avoided: tuple[str, ...]) -> None:
         """Learn that a replica had no room for a request."""
         home = self._homes.get(adapter)
         if home is not None and tuple(home.chain[: len(avoided)]) == avoided and len(avoided) < len(home.chain):
             self._note_wait(home.chain[len(avoided)], REFUSED_S)
-            self._adjust(home, MIN_WAIT_S)
+            self._adjust(adapter, home, MIN_WAIT_S)
 
-    def _adjust(self, home: _Home, most_s: float) -> None:
+    def _first(self, adapter: str, home: _Home) -> int:
+        """The place in the chain that the adapter's requests go to while it is not busy: 1 if it moved."""
+        if not home.chain or home.spread > MOVED_SPREAD:
+            return 0
+        return int(_draw(adapter) < self._replicas[home.chain[0]].moved)
+
+    def _adjust(self, adapter: str, home: _Home, most_s: float) -> None:
         """More replicas while some wait is too long and the last that was added waits less; slowly fewer when calm."""
-        waits = [self._wait_s(replica) for replica in home.chain[: math.ceil(home.spread)]]
-        if max(waits) <= most_s:
+        now, first = self._clock(), self._first(adapter, home)
+        waits = [self._replicas[name].wait.at(now) for name in home.chain[first : first + math.ceil(home.spread)]]
+        if max(waits, default=0.0) <= most_s:
             home.move(-CALM_STEP)
         else:
             home.move(STEP if len(waits) == 1 or waits[-1] < max(waits) else -STEP)
+        replica = self._replicas[home.chain[0]]
+        is_uneven = replica.wait.at(now) > max(most_s, UNEVEN * self._mean.at(now))
+        moved = replica.moved + (MOVE_STEP if is_uneven else -MOVE_STEP)
+        replica.moved = min(MAX_MOVED, max(0.0, moved))
 
     def _home(self, adapter: str) -> _Home:
         home = self._homes.setdefault(adapter, _Home())
@@ -116,14 +156,14 @@ class Routing:
         return home
 
     def _note_wait(self, replica: str, queue_s: float) -> None:
-        known, now = self._waits.get(replica), self._clock()
-        if known is not None and now - known.seen_at < FORGET_S:
-            queue_s = known.seconds + SMOOTHING * (queue_s - known.seconds)
-        self._waits[replica] = _Wait(queue_s, now)
+        now = self._clock()
+        self._replicas[replica].wait.note(queue_s, now)
+        self._mean.note(queue_s, now)
 
-    def _wait_s(self, replica: str) -> float:
-        known = self._waits.get(replica)
-        return known.seconds if known is not None and self._clock() - known.seen_at < FORGET_S else 0.0
+
+def _draw(adapter: str) -> float:
+    """A number from 0 to 1 for each name, the same in every client; the ring uses another hash."""
+    return zlib.crc32(adapter.encode()) / 2**32
 
 
 def _seconds(duration: Duration) -> float:

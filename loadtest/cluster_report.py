@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest import markdown
-from loadtest.cluster import CALLERS, COUNTS, HOT_CALLERS, OTHER_CALLERS, ClusterReport
+from loadtest.cluster import CALLERS, COUNTS, FILLING, HOT_CALLERS, OTHER_CALLERS, ClusterReport
 from loadtest.html import Plot, Report, Section, Table, write_json
 from loadtest.plots import COLORS, SIZE, save_png, svg_of
 from loadtest.replicas import BATCH_SAMPLES, DEVICE_SHARE
@@ -21,15 +21,15 @@ Every replica is a complete server, a process with its own caches over one folde
 process that calls them, share this machine. The device of each is simulated: the real engine computes a batch of at
 most {BATCH_SAMPLES} requests on a base of one small layer, then the device counts as busy until the batch has taken its
 time. So the devices add up although the machine's cores do not, and everything else is real: gRPC, the client's ring
-hash, admission, scheduling, caches. Callers keep {CALLERS} requests in flight for each replica (a closed loop, adapters
+hash, admission, scheduling, caches. Callers keep {FILLING} requests in flight for each replica (a closed loop, adapters
 drawn evenly); a tenth of the adapters ({DEVICE_SHARE:.0%}) fits onto one device. The limit of the machine is what
 {COUNTS[-1]} replicas answer whose devices take no time.
 
-Hit rates are of look-ups on the devices, Zipf(1), {COUNTS[-1]} replicas. For the hot adapter {HOT_CALLERS} callers ask
-for one adapter and {OTHER_CALLERS} for all others; without spill-over no replica is passed by. Each publish is of an
-adapter that half of {CALLERS} callers ask for, at any of {COUNTS[-1]} replicas by chance: all answer for it. Times of
-the last old reply count from when Publish had answered; the limit is a look at the orders and half a second for the
-load."""
+Hit rates are of look-ups on the devices, Zipf(1), {COUNTS[-1]} replicas, {CALLERS} callers. For the hot adapter
+{HOT_CALLERS} callers ask for one adapter and {OTHER_CALLERS} for all others; without spill-over no replica is passed
+by. Each publish is of an adapter that half of {CALLERS} callers ask for, at any of {COUNTS[-1]} replicas by chance: all
+answer for it. Times of the last old reply count from when Publish had answered; the limit is a look at the orders and
+half a second for the load."""
 
 
 def print_report(report: ClusterReport) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import xxhash
@@ -232,11 +233,9 @@ def _replay(plan: Plan, number: int, requests: NDArray[np.int64], replicas: NDAr
 
 def _load(plan: Plan, number: int, exponent: float, spread: float, hashes: NDArray[np.uint64]) -> LoadRow:
     """Every device does a batch at a time, all in step; callers are spread over clients, each with its own routing."""
-    most, routing.MAX_SPREAD = routing.MAX_SPREAD, spread
-    try:
+    moved = routing.MAX_MOVED if spread > 1.0 else 0.0
+    with patch.multiple(routing, MAX_SPREAD=spread, MAX_MOVED=moved):
         return _Loaded(plan, number, exponent, hashes).run(spread)
-    finally:
-        routing.MAX_SPREAD = most
 
 
 @dataclass(frozen=True, slots=True)

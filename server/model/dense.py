@@ -56,10 +56,12 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 def _quantized(weight: Tensor, bias: Tensor | None) -> Product:
-    scales = weight.detach().abs().amax(dim=1).clamp_min(TINY) / 127
-    rounded = (weight.detach() / scales[:, None]).round().to(torch.int8)
+    steps = weight.detach().abs().amax(dim=1).clamp_min(TINY) / 127
+    rounded = (weight.detach() / steps[:, None]).round().to(torch.int8)
+    scales = steps / MOST
     packed = torch.ops.onednn.qlinear_prepack(rounded, [PACKED_FOR, weight.shape[1]])
-    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    # The product itself is in whole numbers: its kernels, which differ by the number of rows, round scales differently.
+    zeros, ones = torch.zeros(len(scales), dtype=torch.int64), torch.ones(len(scales))
     shift = torch.tensor(MIDDLE + 0.5)  # conversion cuts off
     multiply = torch.ops.onednn.qlinear_pointwise.default
 
@@ -67,7 +69,7 @@ def _quantized(weight: Tensor, bias: Tensor | None) -> Product:
         rows = x.reshape(-1, x.shape[-1])
         largest = torch.linalg.vector_norm(rows, float("inf"), dim=-1, keepdim=True).clamp_min_(TINY)
         q = torch.addcmul(shift, rows, MOST / largest).to(torch.uint8)
-        y = multiply(q, 1 / MOST, MIDDLE, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        y = multiply(q, 1.0, MIDDLE, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "").mul_(scales)
         y = y.mul_(largest) if bias is None else torch.addcmul(bias, y, largest)
         return y.view(*x.shape[:-1], -1)
 

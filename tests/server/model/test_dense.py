@@ -65,10 +65,9 @@ def test_int8_tokens_do_not_depend_on_the_others() -> None:
     x[8] *= 1e6
     with torch.inference_mode():
         together = multiply(x)
-        alone = torch.cat([multiply(x[i : i + 1]) for i in range(5, 10)])
-        # on CPUs with AMX from 16 rows on the kernel is another one, which rounds the last bits otherwise
-        off = (together[5:10] - alone).abs().amax(dim=1) / alone.abs().amax(dim=1)
-        assert off.max() <= 1e-6
+        assert torch.equal(together[5:10], torch.cat([multiply(x[i : i + 1]) for i in range(5, 10)]))
+        for num_rows in (15, 16, 17, 31, 32, 33, 64, 299):  # kernels differ by it
+            assert torch.equal(together[:num_rows], multiply(x[:num_rows]))
         assert torch.equal(together[7], module.bias)
 
 

@@ -224,44 +224,38 @@ class AsyncClient:
     async def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
         adapter, until = routed_adapter(request), None if timeout is None else time.monotonic() + timeout
-        try:
-            return await self._attempt(rpc, request, timeout, adapter)
-        except Error as error:
-            if not (self._asks_elsewhere and adapter and error.code in calls.LOST):
-                raise
-        return await self._attempt(rpc, request, left_until(until), adapter, elsewhere=True)
+        async with self._use(adapter, timeout) as use:
+            try:
+                return await self._attempt(use, rpc, request, timeout)
+            except Error as error:
+                if not (self._asks_elsewhere and adapter and error.code in calls.LOST):
+                    raise
+            async with self._use(adapter, left_until(until), use) as other:
+                return await self._attempt(other, rpc, request, left_until(until))
 
     async def _attempt(
-        self,
-        rpc: Rpc[Request, Response],
-        request: Request,
-        timeout: float | None,
-        adapter: str,
-        *,
-        elsewhere: bool = False,
+        self, use: Use[grpc.aio.Channel], rpc: Rpc[Request, Response], request: Request, timeout: float | None
     ) -> Response:
-        """See `Client._attempt`."""
-        async with self._use(adapter, timeout, elsewhere) as use:
-            call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
-            try:
-                reply = await call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(adapter)))
-            except grpc.RpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-                use.failed(error)
-                raise error from rpc_error
-            use.answered(reply)
+        call: grpc.aio.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
+        try:
+            reply = await call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(use.adapter)))
+        except grpc.RpcError as rpc_error:
+            error = from_rpc_error(rpc_error)
+            use.failed(error)
+            raise error from rpc_error
+        use.answered(reply)
         return reply
 
     @asynccontextmanager
     async def _use(
-        self, adapter: str = "", timeout: float | None = None, elsewhere: bool = False
+        self, adapter: str = "", timeout: float | None = None, after: Use[grpc.aio.Channel] | None = None
     ) -> AsyncIterator[Use[grpc.aio.Channel]]:
         """See `Client._use`."""
         if self._follower is not None:
             self._loop = asyncio.get_running_loop()
             if not self._follower.is_ready:
                 await asyncio.to_thread(self._follower.ready, timeout)
-        with self._channels.use(adapter, elsewhere) as use:
+        with self._channels.use(adapter, after) as use:
             yield use
 
     def _retire(self, channel: grpc.aio.Channel) -> None:

@@ -251,41 +251,35 @@ class Client:
     def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
         adapter, until = routed_adapter(request), None if timeout is None else time.monotonic() + timeout
-        try:
-            return self._attempt(rpc, request, timeout, adapter)
-        except Error as error:
-            if not (self._asks_elsewhere and adapter and error.code in calls.LOST):
-                raise
-        return self._attempt(rpc, request, left_until(until), adapter, elsewhere=True)
+        with self._use(adapter, timeout) as use:
+            try:
+                return self._attempt(use, rpc, request, timeout)
+            except Error as error:
+                if not (self._asks_elsewhere and adapter and error.code in calls.LOST):
+                    raise
+            with self._use(adapter, left_until(until), use) as other:
+                return self._attempt(other, rpc, request, left_until(until))
 
     def _attempt(
-        self,
-        rpc: Rpc[Request, Response],
-        request: Request,
-        timeout: float | None,
-        adapter: str,
-        *,
-        elsewhere: bool = False,
+        self, use: Use[grpc.Channel], rpc: Rpc[Request, Response], request: Request, timeout: float | None
     ) -> Response:
-        """elsewhere   at another replica than the one that has the adapter's requests"""
-        with self._use(adapter, timeout, elsewhere) as use:
-            call: grpc.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
-            try:
-                reply = call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(adapter)))
-            except grpc.RpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-                use.failed(error)
-                raise error from rpc_error
-            use.answered(reply)
+        call: grpc.UnaryUnaryMultiCallable[Request, Response] = use.channel.unary_unary(**rpc.arguments())
+        try:
+            reply = call(request, timeout=timeout, metadata=(*self._metadata, *adapter_metadata(use.adapter)))
+        except grpc.RpcError as rpc_error:
+            error = from_rpc_error(rpc_error)
+            use.failed(error)
+            raise error from rpc_error
+        use.answered(reply)
         return reply
 
     def _use(
-        self, adapter: str = "", timeout: float | None = None, elsewhere: bool = False
+        self, adapter: str = "", timeout: float | None = None, after: Use[grpc.Channel] | None = None
     ) -> AbstractContextManager[Use[grpc.Channel]]:
         """A channel for one call. Raises Error where no replica tells of the others."""
         if self._follower is not None:
             self._follower.ready(timeout)
-        return self._channels.use(adapter, elsewhere)
+        return self._channels.use(adapter, after)
 
 
 def _close(channel: grpc.Channel) -> None:

@@ -35,16 +35,16 @@ class Use(Generic[C]):
     """A channel for one call, which is told what came of it."""
 
     def __init__(self, channel: C, adapter: str, rings: Rings[C] | None = None, avoided: tuple[str, ...] = ()) -> None:
-        self.channel = channel
-        self._adapter, self._rings, self._avoided = adapter, rings, avoided
+        self.channel, self.adapter, self.avoided = channel, adapter, avoided
+        self._rings = rings
 
     def answered(self, reply: Message) -> None:
         if self._rings is not None and (response := _response_of(reply)) is not None:
-            self._rings.learn(lambda routing: routing.answered(self._adapter, response, self._avoided))
+            self._rings.learn(lambda routing: routing.answered(self.adapter, response, self.avoided))
 
     def failed(self, error: Error) -> None:
         if self._rings is not None and error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            self._rings.learn(lambda routing: routing.refused(self._adapter, self._avoided))
+            self._rings.learn(lambda routing: routing.refused(self.adapter, self.avoided))
 
 
 def _response_of(reply: Message) -> v1.PredictResponse | None:
@@ -61,7 +61,7 @@ class Turns(Generic[C]):
         self._channels, self._turns, self._retire = channels, cycle(channels), retire
 
     @contextmanager
-    def use(self, adapter: str = "", elsewhere: bool = False) -> Iterator[Use[C]]:
+    def use(self, adapter: str = "", after: Use[C] | None = None) -> Iterator[Use[C]]:
         yield Use(next(self._turns), adapter)
 
     def close(self) -> None:
@@ -116,13 +116,13 @@ class Rings(Generic[C]):
         self._close(rings)
 
     @contextmanager
-    def use(self, adapter: str = "", elsewhere: bool = False) -> Iterator[Use[C]]:
+    def use(self, adapter: str = "", after: Use[C] | None = None) -> Iterator[Use[C]]:
         """
-        adapter     whose replica is to answer; without one, any
-        elsewhere   another one is to answer, where the adapter's is known
+        adapter   whose replica is to answer; without one, any
+        after     a use that failed: another replica is to answer, where that one is known
         """
         with self._lock:
-            connection, avoided = next(self._turns), self._avoided(adapter, elsewhere)
+            connection, avoided = next(self._turns), self._avoided(adapter, after)
             unused = self._room_for(connection, avoided) if avoided else []
             if unused is None:
                 unused, avoided = [], ()
@@ -142,8 +142,8 @@ class Rings(Generic[C]):
         with self._lock:
             note(self._routing)
 
-    def _avoided(self, adapter: str, elsewhere: bool) -> tuple[str, ...]:
-        avoided = self._routing.home(adapter) if elsewhere else self._routing.avoided(adapter)
+    def _avoided(self, adapter: str, after: Use[C] | None) -> tuple[str, ...]:
+        avoided = self._routing.avoided(adapter) if after is None else self._routing.failed(adapter, after.avoided)
         is_possible = len(avoided) < len(self._replicas) and self._replicas.keys() >= set(avoided)
         return avoided if is_possible else ()
 

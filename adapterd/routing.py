@@ -105,10 +105,12 @@ class Routing:
             return ()
         return tuple(home.chain[: self._first(adapter, home) + int(random.random() * home.spread)])
 
-    def home(self, adapter: str) -> tuple[str, ...]:
-        """The replicas up to the one that requests for `adapter` go to first, as far as they are known."""
-        home = self._homes.get(adapter)
-        return tuple(home.chain[: self._first(adapter, home) + 1]) if home is not None else ()
+    def failed(self, adapter: str, avoided: tuple[str, ...]) -> tuple[str, ...]:
+        """The replica that failed a request which passed `avoided` by, if it is known."""
+        home, place = self._homes.get(adapter), len(avoided)
+        if home is None or tuple(home.chain[:place]) != avoided:
+            return ()
+        return tuple(home.chain[place : place + 1])
 
     def answered(self, adapter: str, response: v1.PredictResponse, avoided: tuple[str, ...]) -> None:
         """Learn from a reply to a request that passed `avoided` by."""

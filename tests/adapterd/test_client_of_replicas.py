@@ -368,6 +368,24 @@ async def test_what_a_replica_that_ends_cannot_answer_is_asked_elsewhere(kind: A
 
 
 @KINDS
+async def test_what_the_next_replica_cannot_answer_is_asked_at_home(kind: Any, three: Cluster) -> None:
+    def end(request: Request) -> Reply:
+        raise Unavailable("the server is stopping")
+
+    async with calling(kind, three.server) as call:
+        await ask_all(call, ["hot"])
+        (home,) = three.homes()["hot"]
+        busy = next(replica for replica in three.replicas if replica.address == home)
+        busy.answer = waiting(10)
+        await ask_all(call, ["hot"], times=40)  # its requests go to a second one too
+        (second,) = three.homes()["hot"] - {home}
+        helper = next(replica for replica in three.replicas if replica.address == second)
+        helper.answer = end
+        replies = [await call("predict", "hot", "x", timeout=10) for _ in range(40)]
+        assert second not in {reply.replica for reply in replies} and helper.requests
+
+
+@KINDS
 async def test_batches_spill_over_too(kind: Any, three: Cluster) -> None:
     for replica in three.replicas:
         replica.answer = waiting(10)

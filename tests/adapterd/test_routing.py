@@ -68,10 +68,11 @@ def test_an_adapter_that_needs_several_replicas_keeps_its_home(client: Routing) 
     assert not moved(client)
 
 
-def test_an_adapter_that_moved_has_both_to_pass_by_when_asked_elsewhere(client: Routing) -> None:
+def test_elsewhere_is_not_where_a_request_failed(client: Routing) -> None:
     ask_all(client, (1.0, 0.01, 0.01), times=4)
     ask_all(client, (0.5, 0.5, 0.5))  # the next replica's name is known from its replies
     given = moved(client)
     assert given
     for adapter in ADAPTERS[::3]:
-        assert client.home(adapter) == (HOMES[:2] if adapter in given else HOMES[:1])
+        avoided = HOMES[:1] if adapter in given else ()
+        assert client.failed(adapter, avoided) == HOMES[len(avoided) : len(avoided) + 1]

@@ -135,7 +135,7 @@ async def _ask(client: AsyncClient, names: Sequence[str], calls: Calls) -> None:
         try:
             answer = await client.predict(name, tokens=TOKENS, timeout=TIMEOUT_S)
         except Error as error:
-            calls.failures[f"{error.code.name} {error.reason}".strip()] += 1
+            calls.failures[f"{error.code.name} {error.reason}: {error}"] += 1
         else:
             calls.num_answered += 1
             calls.replicas[name][answer.replica] += 1
@@ -172,8 +172,12 @@ class Row:
     unlisted_s: float
     back_s: float
     num_answered: int
-    num_failed: int
+    failures: dict[str, int]  # how often by what the client said
     home: float
+
+    @property
+    def num_failed(self) -> int:
+        return sum(self.failures.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +276,10 @@ async def row_of(fault: str, cluster: Cluster, names: Sequence[str], calm_s: flo
             noticed_s = max(0.0, calls.last_slow_at - began)
         async with asking(client, names) as after:
             await asyncio.sleep(calm_s)
-    failed = calls.failures.total() + after.failures.total()
+    failures = dict(calls.failures + after.failures)
     answered = calls.num_answered + after.num_answered
     cluster.addresses = tuple(sorted(await watch.listed()))
-    return Row(fault, noticed_s, calls.slowest_s, unlisted_s, back_s, answered, failed, after.home_share())
+    return Row(fault, noticed_s, calls.slowest_s, unlisted_s, back_s, answered, failures, after.home_share())
 
 
 @contextmanager

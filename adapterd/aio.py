@@ -226,7 +226,7 @@ class AsyncClient:
         adapter, until = routed_adapter(request), None if timeout is None else time.monotonic() + timeout
         async with self._use(adapter, timeout) as use:
             try:
-                return await self._attempt(use, rpc, request, timeout)
+                return await self._attempt(use, rpc, request, left_until(until))
             except Error as error:
                 if not (self._asks_elsewhere and adapter and error.code in calls.LOST):
                     raise

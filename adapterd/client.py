@@ -253,7 +253,7 @@ class Client:
         adapter, until = routed_adapter(request), None if timeout is None else time.monotonic() + timeout
         with self._use(adapter, timeout) as use:
             try:
-                return self._attempt(use, rpc, request, timeout)
+                return self._attempt(use, rpc, request, left_until(until))
             except Error as error:
                 if not (self._asks_elsewhere and adapter and error.code in calls.LOST):
                     raise

@@ -32,19 +32,30 @@ Make = Callable[[str, Options], C]
 
 
 class Use(Generic[C]):
-    """A channel for one call, which is told what came of it."""
+    """A channel for one call, which is told what came of it.
 
-    def __init__(self, channel: C, adapter: str, rings: Rings[C] | None = None, avoided: tuple[str, ...] = ()) -> None:
-        self.channel, self.adapter, self.avoided = channel, adapter, avoided
-        self._rings = rings
+    avoided   replicas that the channel passes by
+    asked     the replica that answers, as far as it is known when the call goes
+    """
+
+    def __init__(
+        self,
+        channel: C,
+        adapter: str,
+        rings: Rings[C] | None = None,
+        avoided: tuple[str, ...] = (),
+        asked: tuple[str, ...] = (),
+    ) -> None:
+        self.channel, self.adapter, self.asked = channel, adapter, asked
+        self._rings, self._avoided = rings, avoided
 
     def answered(self, reply: Message) -> None:
         if self._rings is not None and (response := _response_of(reply)) is not None:
-            self._rings.learn(lambda routing: routing.answered(self.adapter, response, self.avoided))
+            self._rings.learn(lambda routing: routing.answered(self.adapter, response, self._avoided))
 
     def failed(self, error: Error) -> None:
         if self._rings is not None and error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            self._rings.learn(lambda routing: routing.refused(self.adapter, self.avoided))
+            self._rings.learn(lambda routing: routing.refused(self.adapter, self._avoided))
 
 
 def _response_of(reply: Message) -> v1.PredictResponse | None:
@@ -94,6 +105,7 @@ class Rings(Generic[C]):
         self._routing = Routing()
         self._replicas: Mapping[str, Address] = {}
         self._rings: OrderedDict[tuple[int, tuple[str, ...]], _Ring[C]] = OrderedDict()
+        self._is_closed = False
 
     @property
     def is_known(self) -> bool:
@@ -112,6 +124,7 @@ class Rings(Generic[C]):
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             rings, self._rings = list(self._rings.values()), OrderedDict()
         self._close(rings)
 
@@ -120,17 +133,21 @@ class Rings(Generic[C]):
         """
         adapter   whose replica is to answer; without one, any
         after     a use that failed: another replica is to answer, where that one is known
+
+        Raises Error once the client is closed.
         """
         with self._lock:
+            if self._is_closed:
+                raise Error(grpc.StatusCode.CANCELLED, "the client is closed")
             connection, avoided = next(self._turns), self._avoided(adapter, after)
             unused = self._room_for(connection, avoided) if avoided else []
             if unused is None:
                 unused, avoided = [], ()
-            ring = self._ring(connection, avoided)
+            ring, asked = self._ring(connection, avoided), self._routing.asked(adapter, avoided)
             ring.num_calls += 1
         self._close(unused)
         try:
-            yield Use(ring.channel, adapter, self, avoided)
+            yield Use(ring.channel, adapter, self, avoided, asked)
         finally:
             with self._lock:
                 ring.num_calls -= 1
@@ -143,7 +160,7 @@ class Rings(Generic[C]):
             note(self._routing)
 
     def _avoided(self, adapter: str, after: Use[C] | None) -> tuple[str, ...]:
-        avoided = self._routing.avoided(adapter) if after is None else self._routing.failed(adapter, after.avoided)
+        avoided = self._routing.avoided(adapter) if after is None else after.asked
         is_possible = len(avoided) < len(self._replicas) and self._replicas.keys() >= set(avoided)
         return avoided if is_possible else ()
 

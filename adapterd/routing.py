@@ -8,7 +8,7 @@ first one dies. It is learned twice:
 - for each adapter, over how many replicas its requests go: as long as the last one that helps waits less than the
   first, one more may be asked. That is for an adapter that many ask for.
 - for each replica, how many of its adapters move to their next one, whole: that is for a replica to which the ring gave
-  more than its share. A hash of the name says which, so all clients move the same, and each is warm in one place still.
+  more than its share. A hash of the name says in which order, so clients that learned alike move the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import random
 import time
 import zlib
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,14 +33,14 @@ MAX_SPREAD = 16.0  # replicas for one adapter: each is a channel of its own
 STEP, CALM_STEP = 0.02, 0.002  # of a replica more after a reply where some wait, fewer where none does
 MAX_MOVED = 0.5  # of a replica's adapters
 MOVED_SPREAD = 1.5  # an adapter of more replicas than that keeps its home among them
-MOVE_STEP = 0.0005  # of its adapters more after a reply where they wait too long, fewer where they do not
-UNEVEN = 1.5  # times the mean wait of all replicas is one that has more than its share
+MOVED_GAIN = 0.2  # of its adapters, for a wait of twice the mean: in proportion, for a wait follows late what moves
+MOVED_SMOOTHING = 0.004  # of what is to move, a new reply's weight
 REFUSED_S = 5.0  # a replica that has no room counts as one where requests wait so long
 MAX_WAIT_BATCHES = 2.0  # a replica that is merely busy has requests wait for the batch that computes, and the next
 MIN_WAIT_S = 0.05  # to pass a shorter wait by is not worth a load elsewhere
 SMOOTHING = 0.2  # of what is known of a replica's wait, a new reply's weight
-MEAN_SMOOTHING = 0.02  # and of all replicas'
 FORGET_S = 5.0  # what a replica said so long ago says nothing
+LOOK_S = 0.1  # between looks at all replicas
 
 POINTS = 256  # of each replica on the ring, however many there are: with a ring of one size all lose some to a new one
 MAX_POINTS = 1 << 20  # of all
@@ -62,28 +62,20 @@ class _Home:
 
 
 @dataclass(slots=True)
-class _Wait:
-    """In a queue, of late."""
-
-    smoothing: float = SMOOTHING
-    seconds: float = 0.0
-    seen_at: float = -math.inf
-
-    def note(self, seconds: float, now: float) -> None:
-        if now - self.seen_at < FORGET_S:
-            seconds = self.seconds + self.smoothing * (seconds - self.seconds)
-        self.seconds, self.seen_at = seconds, now
-
-    def at(self, now: float) -> float:
-        return self.seconds if now - self.seen_at < FORGET_S else 0.0
-
-
-@dataclass(slots=True)
 class _Replica:
-    """`moved` is the share of the adapters whose home it is that are sent to the next one instead."""
+    """
+    wait_s   in its queue, of late
+    seen_at  when it replied last, by the clock
+    moved    share of the adapters whose home it is that are sent to the next one instead
+    """
 
-    wait: _Wait = field(default_factory=_Wait)
+    wait_s: float
+    seen_at: float
     moved: float = 0.0
+
+    def wait_at(self, now: float) -> float:
+        """What waited then has been answered since, as far as one knows who sent nothing more."""
+        return max(0.0, self.wait_s - (now - self.seen_at))
 
 
 class Routing:
@@ -95,18 +87,20 @@ class Routing:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._homes: OrderedDict[str, _Home] = OrderedDict()
-        self._replicas: defaultdict[str, _Replica] = defaultdict(_Replica)
-        self._mean = _Wait(MEAN_SMOOTHING)
+        self._replicas: dict[str, _Replica] = {}  # that replied of late
+        self._mean_s = 0.0  # of their waits
+        self._looked_at = -math.inf
 
     def avoided(self, adapter: str) -> tuple[str, ...]:
         """The replicas that the next request for `adapter` is to pass by; none where the ring decides alone."""
+        self._look()
         home = self._homes.get(adapter)
         if home is None or not home.chain:
             return ()
         return tuple(home.chain[: self._first(adapter, home) + int(random.random() * home.spread)])
 
-    def failed(self, adapter: str, avoided: tuple[str, ...]) -> tuple[str, ...]:
-        """The replica that failed a request which passed `avoided` by, if it is known."""
+    def asked(self, adapter: str, avoided: tuple[str, ...]) -> tuple[str, ...]:
+        """The replica that a request which passes `avoided` by goes to now, if it is known."""
         home, place = self._homes.get(adapter), len(avoided)
         if home is None or tuple(home.chain[:place]) != avoided:
             return ()
@@ -122,33 +116,44 @@ class Routing:
             return  # what was known then is not so any more
         if home.chain[place : place + 1] != [response.replica]:  # the ring goes on otherwise than before, or is new
             home.chain[place:] = [response.replica]
-        self._adjust(adapter, home, max(MAX_WAIT_BATCHES * _seconds(response.timings.compute), MIN_WAIT_S))
+        self._adjust(adapter, home, place, max(MAX_WAIT_BATCHES * _seconds(response.timings.compute), MIN_WAIT_S))
 
     def refused(self, adapter: str, avoided: tuple[str, ...]) -> None:
         """Learn that a replica had no room for a request."""
         home = self._homes.get(adapter)
         if home is not None and tuple(home.chain[: len(avoided)]) == avoided and len(avoided) < len(home.chain):
             self._note_wait(home.chain[len(avoided)], REFUSED_S)
-            self._adjust(adapter, home, MIN_WAIT_S)
+            self._adjust(adapter, home, len(avoided), MIN_WAIT_S)
+
+    def _look(self) -> None:
+        """Forget replicas that did not reply of late, take the mean of the others: now and then, they may be many."""
+        now = self._clock()
+        if now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        self._replicas = {name: one for name, one in self._replicas.items() if now - one.seen_at < FORGET_S}
+        self._mean_s = sum(one.wait_at(now) for one in self._replicas.values()) / max(1, len(self._replicas))
 
     def _first(self, adapter: str, home: _Home) -> int:
         """The place in the chain that the adapter's requests go to while it is not busy: 1 if it moved."""
-        if not home.chain or home.spread > MOVED_SPREAD:
-            return 0
-        return int(_draw(adapter) < self._replicas[home.chain[0]].moved)
+        replica = self._replicas.get(home.chain[0]) if home.chain and home.spread <= MOVED_SPREAD else None
+        return int(replica is not None and _draw(adapter) < replica.moved)
 
-    def _adjust(self, adapter: str, home: _Home, most_s: float) -> None:
-        """More replicas while some wait is too long and the last that was added waits less; slowly fewer when calm."""
-        now, first = self._clock(), self._first(adapter, home)
-        waits = [self._replicas[name].wait.at(now) for name in home.chain[first : first + math.ceil(home.spread)]]
+    def _adjust(self, adapter: str, home: _Home, place: int, most_s: float) -> None:
+        """More replicas while some wait is too long and the last that was added waits less; slowly fewer when calm.
+
+        place    in the chain, of the replica that replied
+        most_s   of a wait that is none
+        """
+        now, first = self._clock(), min(place, self._first(adapter, home))
+        waits = [self._wait_s(name) for name in home.chain[first : first + math.ceil(home.spread)]]
         if max(waits, default=0.0) <= most_s:
             home.move(-CALM_STEP)
         else:
             home.move(STEP if len(waits) == 1 or waits[-1] < max(waits) else -STEP)
-        replica = self._replicas[home.chain[0]]
-        is_uneven = replica.wait.at(now) > max(most_s, UNEVEN * self._mean.at(now))
-        moved = replica.moved + (MOVE_STEP if is_uneven else -MOVE_STEP)
-        replica.moved = min(MAX_MOVED, max(0.0, moved))
+        if (replica := self._replicas.get(home.chain[0])) is not None:
+            target = MOVED_GAIN * (replica.wait_at(now) / max(most_s, self._mean_s) - 1)
+            replica.moved += MOVED_SMOOTHING * (min(MAX_MOVED, max(0.0, target)) - replica.moved)
 
     def _home(self, adapter: str) -> _Home:
         home = self._homes.setdefault(adapter, _Home())
@@ -157,10 +162,19 @@ class Routing:
             self._homes.popitem(last=False)
         return home
 
-    def _note_wait(self, replica: str, queue_s: float) -> None:
-        now = self._clock()
-        self._replicas[replica].wait.note(queue_s, now)
-        self._mean.note(queue_s, now)
+    def _wait_s(self, name: str) -> float:
+        replica = self._replicas.get(name)
+        return replica.wait_s if replica is not None else 0.0
+
+    def _note_wait(self, name: str, wait_s: float) -> None:
+        now, replica = self._clock(), self._replicas.get(name)
+        if replica is None:
+            self._replicas[name] = _Replica(wait_s, now)
+            self._looked_at = -math.inf
+            self._look()
+        else:
+            replica.wait_s += SMOOTHING * (wait_s - replica.wait_s)
+            replica.seen_at = now
 
 
 def _draw(adapter: str) -> float:

@@ -135,7 +135,7 @@ async def _ask(client: AsyncClient, names: Sequence[str], calls: Calls) -> None:
         try:
             answer = await client.predict(name, tokens=TOKENS, timeout=TIMEOUT_S)
         except Error as error:
-            calls.failures[f"{error.code.name} {error.reason}: {error}"] += 1
+            calls.failures[f"{error} {error.reason}".strip()] += 1
         else:
             calls.num_answered += 1
             calls.replicas[name][answer.replica] += 1

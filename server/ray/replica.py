@@ -65,7 +65,7 @@ class Replica:
             raise RuntimeError(f"the server of {self.address}, process {self._child.pid}, is {self._health.value}")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Since the last time; see `load_between`. Raises OSError if the server does not tell."""
+        """Since the last time; see `load_between`. Raises NoAnswer if the server does not tell."""
         now = self._child.metrics()
         before, self._looked = self._looked, now
         return load_between(before or now, now)

@@ -37,15 +37,18 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Replica:
-    """One server that stays until `stop`. `answer` may be replaced while it runs."""
+    """One server that stays until `stop`. `answer` may be replaced while it runs; `is_stuck`: it gives none."""
 
     address: str = ""
     requests: list[str] = field(default_factory=list)
     answer: Answer = make_reply
+    is_stuck: bool = False
     running: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def infer(self, request: Request) -> Reply:
         self.requests.append(request.adapter)
+        if self.is_stuck:
+            await asyncio.Event().wait()
         return self.answer(request)
 
     async def stop(self) -> None:
@@ -383,6 +386,23 @@ async def test_what_the_next_replica_cannot_answer_is_asked_at_home(kind: Any, t
         helper.answer = end
         replies = [await call("predict", "hot", "x", timeout=10) for _ in range(40)]
         assert second not in {reply.replica for reply in replies} and helper.requests
+
+
+@KINDS
+async def test_a_call_that_a_client_had_under_way_when_it_was_closed_is_not_sent_again(
+    kind: Any, three: Cluster
+) -> None:
+    async with calling(kind, three.server) as call:
+        await ask_all(call, ["hot"])
+        (address,) = three.homes()["hot"]
+        next(replica for replica in three.replicas if replica.address == address).is_stuck = True
+        held = asyncio.create_task(call("predict", "hot", "x", timeout=10))
+        while not three.homes():
+            await asyncio.sleep(0.01)
+        await call("close")
+        with pytest.raises((Error, asyncio.CancelledError)):
+            await held
+    assert not three.homes()
 
 
 @KINDS

@@ -25,7 +25,7 @@ FILLING = 8 * BATCH_SAMPLES  # callers for each replica that leave no device of 
 LINEAR, EXPONENT = 0.95, 1.0
 BELOW = 0.75  # of the machine's limit: nearer to it callers and servers wait for cores
 HOT_CALLERS, OTHER_CALLERS = 5 * BATCH_SAMPLES, BATCH_SAMPLES
-NUM_PUBLISHED, PUBLISH_S = 5, 5.0
+PUBLISH_S = 5.0
 BOUND_S = FOLLOW_S + 0.5  # a look at the orders, and the load of an adapter of this size beside full devices
 HITS, MISSES = (f'adapterd_{what}_total{{tier="device"}}' for what in ("hits", "misses"))
 
@@ -38,6 +38,7 @@ class Plan:
     num_adapters: int = 400
     counts: tuple[int, ...] = COUNTS
     batch_s: tuple[float, ...] = BATCH_S
+    num_published: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class ClusterReport:
 
 def run(plan: Plan, command: str) -> ClusterReport:
     with replicas(max(plan.counts), plan.num_adapters) as cluster, Progress() as bar:
-        total = len(plan.counts) * len(plan.batch_s) + 1 + 2 + 2 + NUM_PUBLISHED
+        total = len(plan.counts) * len(plan.batch_s) + 1 + 2 + 2 + plan.num_published
         task = bar.add_task("replicas", total=total)
         return asyncio.run(_measure(cluster, plan, command, lambda: bar.advance(task)))
 
@@ -162,7 +163,7 @@ async def _measure(cluster: Replicas, plan: Plan, command: str, advance: Callabl
         hot.append(await _hot(cluster, plan, spills))
         advance()
     published = []
-    for number in range(NUM_PUBLISHED):
+    for number in range(plan.num_published):
         published.append(await _publish(cluster, plan, number))
         advance()
     rate = limit.rate(plan.seconds)
@@ -224,7 +225,7 @@ async def _publish(cluster: Replicas, plan: Plan, number: int) -> PublishRow:
     replicas = max(plan.counts)
     cluster.set_batch_s(plan.batch_s[-1])
     await cluster.use(replicas)
-    name, draw_other = cluster.names[number], _uniform(cluster.names[NUM_PUBLISHED:])
+    name, draw_other = cluster.names[number], _uniform(cluster.names[plan.num_published :])
     version = await asyncio.to_thread(make_version, cluster, name, 10_000 + number)
     async with cluster.client() as client, cluster.at_random(replicas) as random_one:
         old = (await client.load(name)).adapter.digest

@@ -32,6 +32,7 @@ from adapterd.calls import (
     parts_of,
     routed_adapter,
     token_metadata,
+    until_of,
 )
 from adapterd.cluster import Follower, host_of, seeds_of
 from adapterd.errors import Error, from_rpc_error
@@ -107,7 +108,7 @@ class AsyncClient:
             reply = await self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
             return [outcome_of(outcome) for outcome in reply.outcomes]
         parts, room = parts_of(requests), asyncio.Semaphore(MAX_PARTS)
-        until = None if timeout is None else time.monotonic() + timeout
+        until = until_of(timeout)
 
         async def ask(part: Part) -> list[Outcome]:
             try:
@@ -129,9 +130,10 @@ class AsyncClient:
         """
         failures: list[Exception] = []
         messages = async_stream_messages(items, self._max_message_bytes, failures)
+        until = until_of(timeout)
         async with self._use(timeout=timeout) as use:
             call = use.channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
-                messages, timeout=timeout, metadata=self._metadata
+                messages, timeout=left_until(until), metadata=self._metadata
             )
             try:
                 async for message in call:
@@ -169,10 +171,11 @@ class AsyncClient:
     ) -> admin.PublishResponse:
         """See `Client.publish`. Files are read on the event loop, a megabyte at a time."""
         messages = publish_messages(name or Path(folder).name, Path(folder), percent)
+        until = until_of(timeout)
         async with self._use(timeout=timeout) as use:
             try:
                 call = use.channel.stream_unary(**calls.PUBLISH.arguments())
-                reply: admin.PublishResponse = await call(messages, timeout=timeout, metadata=self._metadata)
+                reply: admin.PublishResponse = await call(messages, timeout=left_until(until), metadata=self._metadata)
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
         return reply
@@ -223,7 +226,7 @@ class AsyncClient:
 
     async def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
-        adapter, until = routed_adapter(request), None if timeout is None else time.monotonic() + timeout
+        adapter, until = routed_adapter(request), until_of(timeout)
         async with self._use(adapter, timeout) as use:
             try:
                 return await self._attempt(use, rpc, request, left_until(until))
@@ -254,7 +257,12 @@ class AsyncClient:
         if self._follower is not None:
             self._loop = asyncio.get_running_loop()
             if not self._follower.is_ready:
-                await asyncio.to_thread(self._follower.ready, timeout)
+                try:
+                    async with asyncio.timeout(timeout):  # there are fewer threads than there may be callers
+                        await asyncio.to_thread(self._follower.ready, timeout)
+                except TimeoutError:
+                    message = f"no list of replicas within {timeout:g} seconds"
+                    raise Error(grpc.StatusCode.DEADLINE_EXCEEDED, message) from None
         with self._channels.use(adapter, after) as use:
             yield use
 

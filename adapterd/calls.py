@@ -37,6 +37,7 @@ Outcome = inference_pb2.PredictResponse | Error
 MAX_PARTS = 32  # of a batch that are on their way at a time
 RING_VARIABLE = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a replica that ends had in hand
+CLOSED = "the client is closed"
 LOCAL_POOL = "grpc.use_local_subchannel_pool"
 PRINTABLE_ASCII = re.compile(r"[ -~]+")  # what a metadata value may hold
 
@@ -178,6 +179,11 @@ def gathered(parts: Sequence[Part], outcomes: Sequence[Sequence[Outcome]]) -> li
         for position, outcome in zip(part.positions, those, strict=True)
     }
     return [found[position] for position in sorted(found)]
+
+
+def until_of(timeout: float | None) -> float | None:
+    """The moment, by time.monotonic, that is so many seconds away."""
+    return None if timeout is None else time.monotonic() + timeout
 
 
 def left_until(until: float | None) -> Any:

@@ -47,6 +47,7 @@ from adapterd.calls import (
     parts_of,
     routed_adapter,
     token_metadata,
+    until_of,
 )
 from adapterd.cluster import Follower, host_of, seeds_of
 from adapterd.errors import Error, from_rpc_error
@@ -114,7 +115,7 @@ class Client:
             reply = self._call(calls.PREDICT_BATCH, v1.PredictBatchRequest(requests=requests), timeout)
             return [outcome_of(outcome) for outcome in reply.outcomes]
         parts = parts_of(requests)
-        until = None if timeout is None else time.monotonic() + timeout
+        until = until_of(timeout)
 
         def ask(part: Part) -> list[Outcome]:
             try:
@@ -133,9 +134,10 @@ class Client:
         """
         failures: list[Exception] = []
         messages = stream_messages(items, self._max_message_bytes, failures)
+        until = until_of(timeout)
         with self._use(timeout=timeout) as use:
             call = use.channel.stream_stream(**calls.PREDICT_STREAM.arguments())(
-                messages, timeout=timeout, metadata=self._metadata
+                messages, timeout=left_until(until), metadata=self._metadata
             )
             try:
                 for message in call:
@@ -175,9 +177,10 @@ class Client:
         files   of labelled texts, by split: "train", and if there are any "validation" and "test"
         Leaving the loop ends the training.
         """
+        until = until_of(timeout)
         with self._use(timeout=timeout) as use:
             call = use.channel.stream_stream(**calls.TRAIN.arguments())(
-                train_messages(plan, files), timeout=timeout, metadata=self._metadata
+                train_messages(plan, files), timeout=left_until(until), metadata=self._metadata
             )
             try:
                 yield from call
@@ -195,10 +198,11 @@ class Client:
         Raises Error where the server refuses them; then the name stays where it was.
         """
         messages = publish_messages(name or Path(folder).name, Path(folder), percent)
+        until = until_of(timeout)
         with self._use(timeout=timeout) as use:
             try:
                 reply: admin.PublishResponse = use.channel.stream_unary(**calls.PUBLISH.arguments())(
-                    messages, timeout=timeout, metadata=self._metadata
+                    messages, timeout=left_until(until), metadata=self._metadata
                 )
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from error
@@ -250,7 +254,7 @@ class Client:
 
     def _call(self, rpc: Rpc[Request, Response], request: Request, timeout: float | None) -> Response:
         calls.require_size(request, self._max_message_bytes)
-        adapter, until = routed_adapter(request), None if timeout is None else time.monotonic() + timeout
+        adapter, until = routed_adapter(request), until_of(timeout)
         with self._use(adapter, timeout) as use:
             try:
                 return self._attempt(use, rpc, request, left_until(until))

@@ -70,7 +70,8 @@ class Follower:
     def ready(self, timeout: float | None = None) -> None:
         """Return once there is a list. Blocks; who waits for another's look shares what comes of it.
 
-        Raises Error where no replica tells of the others, DEADLINE_EXCEEDED where that takes longer than `timeout`.
+        Raises Error where no replica tells of the others, DEADLINE_EXCEEDED where that takes longer than `timeout`,
+        CANCELLED once the client is closed.
         """
         if self._rings.is_known:
             return
@@ -80,6 +81,7 @@ class Follower:
         try:
             if self._rings.is_known:
                 return
+            self._require_open()
             if self._failed_at > began:
                 raise self._failure
             left = LOOK_TIMEOUT_S if timeout is None else max(0.0, began + timeout - time.monotonic())
@@ -89,6 +91,7 @@ class Follower:
                 if left >= LOOK_TIMEOUT_S:  # one that had less time says nothing to those who have more
                     self._failed_at, self._failure = time.monotonic(), error
                 raise
+            self._require_open()
             self._thread.start()
         finally:
             self._looking.release()
@@ -106,10 +109,15 @@ class Follower:
 
     def close(self) -> None:
         self._is_over.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        if self._channel is not None:
-            self._channel.close()
+        with self._looking:  # a first look ends before
+            if self._thread.is_alive():
+                self._thread.join()
+            if self._channel is not None:
+                self._channel.close()
+
+    def _require_open(self) -> None:
+        if self._is_over.is_set():
+            raise Error(grpc.StatusCode.CANCELLED, calls.CLOSED)
 
     def _look_first(self, timeout: float) -> None:
         seeds = resolved(self._seeds, all_of_each=True)

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from adapterd.calls import CLOSED
 from adapterd.errors import Error
 from adapterd.routing import Routing, merged, ring_options, target_of
 from adapterd.v1 import inference_pb2 as v1
@@ -86,7 +87,6 @@ class _Ring(Generic[C]):
 
     channel: C
     num_calls: int = 0
-    is_retired: bool = False
     used_at: float = field(default_factory=time.monotonic)
 
 
@@ -105,6 +105,7 @@ class Rings(Generic[C]):
         self._routing = Routing()
         self._replicas: Mapping[str, Address] = {}
         self._rings: OrderedDict[tuple[int, tuple[str, ...]], _Ring[C]] = OrderedDict()
+        self._ending = set[_Ring[C]]()  # given up, and still in use
         self._is_closed = False
 
     @property
@@ -125,7 +126,9 @@ class Rings(Generic[C]):
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
-            rings, self._rings = list(self._rings.values()), OrderedDict()
+            rings = [*self._rings.values(), *self._ending]
+            self._rings.clear()
+            self._ending.clear()
         self._close(rings)
 
     @contextmanager
@@ -138,9 +141,9 @@ class Rings(Generic[C]):
         """
         with self._lock:
             if self._is_closed:
-                raise Error(grpc.StatusCode.CANCELLED, "the client is closed")
+                raise Error(grpc.StatusCode.CANCELLED, CLOSED)
             connection, avoided = next(self._turns), self._avoided(adapter, after)
-            unused = self._room_for(connection, avoided) if avoided else []
+            unused = self._room_for(connection, avoided, after is not None) if avoided else []
             if unused is None:
                 unused, avoided = [], ()
             ring, asked = self._ring(connection, avoided), self._routing.asked(adapter, avoided)
@@ -151,7 +154,9 @@ class Rings(Generic[C]):
         finally:
             with self._lock:
                 ring.num_calls -= 1
-                is_over = ring.is_retired and not ring.num_calls
+                is_over = ring in self._ending and not ring.num_calls
+                if is_over:
+                    self._ending.remove(ring)
             if is_over:
                 self._retire(ring.channel)
 
@@ -164,12 +169,12 @@ class Rings(Generic[C]):
         is_possible = len(avoided) < len(self._replicas) and self._replicas.keys() >= set(avoided)
         return avoided if is_possible else ()
 
-    def _room_for(self, connection: int, avoided: tuple[str, ...]) -> list[_Ring[C]] | None:
-        """Channels that were given up for another one; None where there are many and all are in use."""
+    def _room_for(self, connection: int, avoided: tuple[str, ...], is_needed: bool) -> list[_Ring[C]] | None:
+        """Channels that were given up for another one; None where there are many and all were used lately."""
         if (connection, avoided) in self._rings or len(self._rings) < MAX_RINGS * self._connections:
             return []
         key, ring = next(iter(self._rings.items()))
-        return self._retired([key]) if time.monotonic() - ring.used_at > KEEP_S else None
+        return self._retired([key]) if is_needed or time.monotonic() - ring.used_at > KEEP_S else None
 
     def _ring(self, connection: int, avoided: tuple[str, ...]) -> _Ring[C]:
         found = self._rings.get((connection, avoided))
@@ -184,8 +189,7 @@ class Rings(Generic[C]):
     def _retired(self, keys: Sequence[tuple[int, tuple[str, ...]]]) -> list[_Ring[C]]:
         """Take rings away; give those that no call uses."""
         rings = [self._rings.pop(key) for key in keys]
-        for ring in rings:
-            ring.is_retired = True
+        self._ending.update(ring for ring in rings if ring.num_calls)
         return [ring for ring in rings if not ring.num_calls]
 
     def _close(self, rings: Sequence[_Ring[C]]) -> None:

@@ -73,10 +73,6 @@ class _Replica:
     seen_at: float
     moved: float = 0.0
 
-    def wait_at(self, now: float) -> float:
-        """What waited then has been answered since, as far as one knows who sent nothing more."""
-        return max(0.0, self.wait_s - (now - self.seen_at))
-
 
 class Routing:
     """What one client has learned. Not for several threads at a time.
@@ -132,7 +128,7 @@ class Routing:
             return
         self._looked_at = now
         self._replicas = {name: one for name, one in self._replicas.items() if now - one.seen_at < FORGET_S}
-        self._mean_s = sum(one.wait_at(now) for one in self._replicas.values()) / max(1, len(self._replicas))
+        self._mean_s = sum(one.wait_s for one in self._replicas.values()) / max(1, len(self._replicas))
 
     def _first(self, adapter: str, home: _Home) -> int:
         """The place in the chain that the adapter's requests go to while it is not busy: 1 if it moved."""
@@ -145,14 +141,14 @@ class Routing:
         place    in the chain, of the replica that replied
         most_s   of a wait that is none
         """
-        now, first = self._clock(), min(place, self._first(adapter, home))
+        first = min(place, self._first(adapter, home))
         waits = [self._wait_s(name) for name in home.chain[first : first + math.ceil(home.spread)]]
         if max(waits, default=0.0) <= most_s:
             home.move(-CALM_STEP)
         else:
             home.move(STEP if len(waits) == 1 or waits[-1] < max(waits) else -STEP)
         if (replica := self._replicas.get(home.chain[0])) is not None:
-            target = MOVED_GAIN * (replica.wait_at(now) / max(most_s, self._mean_s) - 1)
+            target = MOVED_GAIN * (replica.wait_s / max(most_s, self._mean_s) - 1)
             replica.moved += MOVED_SMOOTHING * (min(MAX_MOVED, max(0.0, target)) - replica.moved)
 
     def _home(self, adapter: str) -> _Home:
@@ -170,8 +166,7 @@ class Routing:
         now, replica = self._clock(), self._replicas.get(name)
         if replica is None:
             self._replicas[name] = _Replica(wait_s, now)
-            self._looked_at = -math.inf
-            self._look()
+            self._mean_s += (wait_s - self._mean_s) / len(self._replicas)
         else:
             replica.wait_s += SMOOTHING * (wait_s - replica.wait_s)
             replica.seen_at = now

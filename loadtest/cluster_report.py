@@ -22,8 +22,8 @@ process that calls them, share this machine. The device of each is simulated: th
 most {BATCH_SAMPLES} requests on a base of one small layer, then the device counts as busy until the batch has taken its
 time. So the devices add up although the machine's cores do not, and everything else is real: gRPC, the client's ring
 hash, admission, scheduling, caches. Callers keep {FILLING} requests in flight for each replica (a closed loop, adapters
-drawn evenly); a tenth of the adapters ({DEVICE_SHARE:.0%}) fits onto one device. The limit of the machine is what
-{COUNTS[-1]} replicas answer whose devices take no time.
+drawn evenly); a tenth of the adapters ({DEVICE_SHARE:.0%}) fits onto one device. The limit of the machine is the
+most that it answered, in any row or with {COUNTS[-1]} replicas whose devices take no time.
 
 Hit rates are of look-ups on the devices, Zipf(1), {COUNTS[-1]} replicas, {CALLERS} callers. For the hot adapter
 {HOT_CALLERS} callers ask for one adapter and {OTHER_CALLERS} for all others; without spill-over no replica is passed
@@ -48,7 +48,7 @@ def write_report(folder: Path, report: ClusterReport) -> None:
     plot = Plot(svg_of(draw, "cluster", SIZE), "Answers/s by replicas; the dotted line is the machine's own limit")
     save_png(draw, folder / "cluster.png", SIZE)
     sections = [Section("Picture", "", [plot]), *_sections(report), Section("How it is measured", MEASURED)]
-    summary = f"This machine answers {report.limit_per_s:,.0f} requests a second when devices take no time."
+    summary = f"This machine answers {report.limit_per_s:,.0f} requests a second at most, however fast devices are."
     page = Report("Replicas", summary, report.machine, report.command, report.figures, sections)
     (folder / "cluster.md").write_text(markdown.document(page, {plot.svg: "cluster.png"}), encoding="utf-8")
 

@@ -307,10 +307,38 @@ async def test_a_silent_seed_takes_no_longer_than_the_call_may(kind: Any) -> Non
         port = silent.getsockname()[1]
         async with calling(kind, f"cluster:127.0.0.1:{port}", max_retries=0) as call:
             started = time.monotonic()
-            asked = [call("predict", "a", "x", timeout=0.3) for _ in range(5)]
+            asked = [call("predict", "a", "x", timeout=0.3) for _ in range(5 if kind is Client else 40)]
             failures = await asyncio.gather(*asked, return_exceptions=True)
             assert all(isinstance(failure, Error) for failure in failures), failures
             assert time.monotonic() - started < 2
+
+
+@KINDS
+async def test_looking_for_the_replicas_is_a_part_of_the_time_that_a_call_may_take(
+    kind: Any, three: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = cluster.resolved
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(0.5)
+        return resolved(*args, **options)
+
+    monkeypatch.setattr(cluster, "resolved", slowly)
+    for replica in three.replicas:
+        replica.is_stuck = True
+    async with calling(kind, three.server) as call:
+        started = time.monotonic()
+        with pytest.raises(Error, match="DEADLINE_EXCEEDED"):
+            await call("predict", "a", "x", timeout=1.5)  # two looks at names, half a second each, come first
+        assert time.monotonic() - started < 2.2
+
+
+@KINDS
+async def test_a_closed_client_looks_for_nothing(kind: Any, three: Cluster) -> None:
+    async with calling(kind, three.server) as call:
+        await call("close")
+        with pytest.raises(Error, match="the client is closed"):
+            await call("predict", "a", "x")
 
 
 @KINDS

@@ -13,8 +13,13 @@ REPLICAS = {A: ("10.0.0.1", 1), B: ("10.0.0.2", 1), C: ("10.0.0.3", 1)}
 
 
 @pytest.fixture
-def rings() -> Rings[str]:
-    rings = Rings[str](lambda target, options: target, lambda channel: None, [], 1)
+def closed() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def rings(closed: list[str]) -> Rings[str]:
+    rings = Rings[str](lambda target, options: target, closed.append, [], 1)
     rings.follow(REPLICAS)
     return rings
 
@@ -61,3 +66,24 @@ def test_once_closed_nothing_is_sent(rings: Rings[str]) -> None:
         rings.close()
         with pytest.raises(Error, match="the client is closed"), rings.use("hot", lost):
             pass
+
+
+def test_nor_where_a_client_has_as_many_channels_as_it_may(rings: Rings[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapterd.rings.MAX_RINGS", 1)
+    answer(rings, A)
+    with rings.use("hot") as lost, rings.use("hot", lost) as other:
+        assert reached(other.channel) == {B, C}
+
+
+def test_a_channel_that_was_given_up_is_closed_once_with_its_last_call_or_the_client(
+    rings: Rings[str], closed: list[str]
+) -> None:
+    with rings.use("hot"), rings.use("cold"):
+        rings.follow({B: REPLICAS[B]})
+        assert not closed
+    assert len(closed) == 1
+    with rings.use("hot") as use:
+        rings.follow(REPLICAS)
+        rings.close()
+        assert closed[1:] == [use.channel]
+    assert len(closed) == 2

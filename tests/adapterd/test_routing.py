@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,17 +32,20 @@ def home_of(adapter: str) -> int:
     return int(adapter.rpartition("-")[2]) % len(HOMES)
 
 
+def reply(client: Routing, adapter: str, avoided: tuple[str, ...], waits_s: tuple[float, ...]) -> None:
+    place = (home_of(adapter) + len(avoided)) % len(HOMES)
+    response = v1.PredictResponse(replica=HOMES[place])
+    response.timings.queue.FromNanoseconds(int(waits_s[place] * 1e9))
+    response.timings.compute.FromNanoseconds(40_000_000)
+    client.answered(adapter, response, avoided)
+
+
 def ask_all(client: Routing, clock: Clock, waits_s: tuple[float, ...], times: int = 1) -> None:
     """Requests for every adapter, at replicas where they wait so long."""
     for _ in range(times):
         for adapter in ADAPTERS:
             clock.now += 0.001
-            avoided = client.avoided(adapter)
-            place = (home_of(adapter) + len(avoided)) % len(HOMES)
-            reply = v1.PredictResponse(replica=HOMES[place])
-            reply.timings.queue.FromNanoseconds(int(waits_s[place] * 1e9))
-            reply.timings.compute.FromNanoseconds(40_000_000)
-            client.answered(adapter, reply, avoided)
+            reply(client, adapter, client.avoided(adapter), waits_s)
 
 
 def moved(client: Routing) -> set[str]:
@@ -84,6 +87,32 @@ def test_they_come_back_when_nothing_was_heard_of_their_home_for_a_while(client:
 def test_where_all_wait_alike_none_move(client: Routing, clock: Clock) -> None:
     ask_all(client, clock, (1.0, 1.0, 1.0), times=4)
     assert not moved(client)
+
+
+def test_nor_where_little_is_heard_of_them(client: Routing, clock: Clock) -> None:
+    for _ in range(300):
+        for adapter in ADAPTERS[:6]:
+            clock.now += 1 / 6
+            reply(client, adapter, client.avoided(adapter), (0.5, 0.5, 0.5))
+    assert not moved(client)
+
+
+def test_what_falls_back_to_its_home_learns_of_its_wait(client: Routing, clock: Clock) -> None:
+    """As where a client has no room for another ring."""
+    ask_all(client, clock, (1.0, 0.01, 0.01), times=4)
+    adapter = min(moved(client))
+    for _ in range(60):
+        clock.now += 0.001
+        reply(client, adapter, (), (1.0, 0.01, 0.01))
+    seen = Counter(len(client.avoided(adapter)) for _ in range(1000))
+    assert seen[0] and seen[1]  # two replicas, its home among them
+
+
+def test_a_refusal_counts_as_a_long_wait(client: Routing, clock: Clock) -> None:
+    ask_all(client, clock, (0.0, 0.0, 0.0))
+    for _ in range(60):
+        client.refused("adapter-0", ())
+    assert any(client.avoided("adapter-0") for _ in range(100))
 
 
 def test_clients_give_the_same_ones_away_first(client: Routing, clock: Clock) -> None:
@@ -133,10 +162,10 @@ def answered_share(seed: int) -> float:
         batches = [[line.popleft() for _ in range(min(8, len(line)))] for line in lines]
         for address, batch in zip(addresses, batches, strict=True):
             for adapter, avoided, asked_at in batch:
-                reply = v1.PredictResponse(replica=address)
-                reply.timings.queue.FromNanoseconds(max(0, int((clock.now - asked_at - 0.1) * 1e9)))
-                reply.timings.compute.FromNanoseconds(100_000_000)
-                client.answered(adapter, reply, avoided)
+                response = v1.PredictResponse(replica=address)
+                response.timings.queue.FromNanoseconds(max(0, int((clock.now - asked_at - 0.1) * 1e9)))
+                response.timings.compute.FromNanoseconds(100_000_000)
+                client.answered(adapter, response, avoided)
                 ask()
         num_answered += sum(map(len, batches)) if step >= 100 else 0
     return num_answered / (100 * 4 * 8)

@@ -116,6 +116,8 @@ class Loader:
         except AdapterRefused as error:
             if version is not None and await self._find_version(record, wanted) is None:
                 raise _removed(record, wanted) from error
+            if version is not None and reading.is_gone:  # it was removed while it was read, and is kept again
+                return await self._read(record, flight)
             self._failures.remember(record.name, reading.stamp, error)
             raise
         self._failures.forget(record.name)

@@ -32,10 +32,11 @@ MAX_READS = 5  # of a folder whose files change while they are read
 
 @dataclass(frozen=True, slots=True)
 class Reading(Generic[T]):
-    """What a source held, or why it is refused; `stamp` is the source's as it was before."""
+    """What a source held, or why it is refused; `stamp` is the source's as it was before, `is_gone` as it was after."""
 
     stamp: str
     found: T | AdapterRefused
+    is_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +205,8 @@ class Origin:
                 found: T | AdapterRefused = self._built(source, name, build)
             except AdapterRefused as error:
                 found = error
-            if source.edition() in (edition, GONE):  # or it is gone by now, which nobody reads again
-                return Reading(stamp, found)
+            if (now := source.edition()) in (edition, GONE):  # or it is gone by now, which nobody reads again
+                return Reading(stamp, found, now == GONE)
         raise Unavailable(f"the files of adapter {name!r} changed whenever they were read; try again later")
 
     def _built(self, source: Source, name: str, build: Callable[[Checkpoint], T]) -> T:

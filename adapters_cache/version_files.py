@@ -66,12 +66,12 @@ class VersionFiles:
 
     def prune(self, name: str, stamps: Collection[str]) -> None:
         """Remove the versions of a name that have other stamps than these."""
-        if not stamps:
-            shutil.rmtree(self.folder / VERSIONS / name, ignore_errors=True)
-            return
-        for path in (self.folder / VERSIONS / name).glob("[!.]*"):
+        kept = self.folder / VERSIONS / name
+        for path in kept.glob("[!.]*"):
             if path.name not in stamps:
                 shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # something is in it, or is about to be
+            kept.rmdir()
 
     def _path(self, name: str, stamp: str) -> Path:
         return self.folder / VERSIONS / name / stamp

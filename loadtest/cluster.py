@@ -112,11 +112,11 @@ class ClusterReport:
     def figures(self) -> tuple[Figure, ...]:
         most = BELOW * self.limit_per_s
         below = [row.linear for row in self.rows if row.num_replicas > 1 and row.device_per_s <= most]
-        (without, spilling), published = self.hot, self.published
+        (without, spilling), published, at_random = self.hot, self.published, self.hits[1].hit_rate
         return (
             at_least("least throughput / linear, up to 3/4 of the machine's limit", min(below, default=0.0), LINEAR),
             at_most("requests that failed", sum(row.num_failed for row in self.rows), 0),
-            at_least("hit rate by adapter / at random", self.hits[0].hit_rate / self.hits[1].hit_rate, 1.0),
+            at_least("hit rate by adapter / at random", self.hits[0].hit_rate / max(at_random, 1e-6), 1.0),
             at_least(
                 "hot adapter's throughput, with spill-over / without", spilling.hot_per_s / without.hot_per_s, 1.5
             ),

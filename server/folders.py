@@ -21,12 +21,18 @@ def folder_beside(into: Path) -> Iterator[Path]:
 
     Its name begins with a dot, so that no adapter is looked for in it.
     """
-    into.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
+    aside = _made_beside(into)
     try:
         yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _made_beside(into: Path) -> Path:
+    while True:
+        into.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed the parent, which was empty, since
+            return Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
 
 
 def put_in_place(aside: Path, into: Path) -> bool:

@@ -34,7 +34,7 @@ from adapterd.calls import (
     token_metadata,
     until_of,
 )
-from adapterd.cluster import Follower, host_of, seeds_of
+from adapterd.cluster import Follower, host_of, seeds_of, too_late
 from adapterd.errors import Error, from_rpc_error
 from adapterd.requests import (
     Item,
@@ -261,8 +261,7 @@ class AsyncClient:
                     async with asyncio.timeout(timeout):  # there are fewer threads than there may be callers
                         await asyncio.to_thread(self._follower.ready, timeout)
                 except TimeoutError:
-                    message = f"no list of replicas within {timeout:g} seconds"
-                    raise Error(grpc.StatusCode.DEADLINE_EXCEEDED, message) from None
+                    raise too_late(timeout) from None
         with self._channels.use(adapter, after) as use:
             yield use
 

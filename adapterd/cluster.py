@@ -77,7 +77,7 @@ class Follower:
             return
         began = time.monotonic()
         if not self._looking.acquire(timeout=-1 if timeout is None else timeout):
-            raise Error(grpc.StatusCode.DEADLINE_EXCEEDED, f"no list of replicas within {timeout:g} seconds")
+            raise too_late(timeout)
         try:
             if self._rings.is_known:
                 return
@@ -163,6 +163,11 @@ class Follower:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         return tuple(reply.addresses)
+
+
+def too_late(timeout: float | None) -> Error:
+    """Of a call that waited so long for the list."""
+    return Error(grpc.StatusCode.DEADLINE_EXCEEDED, f"no list of replicas within {timeout:g} seconds")
 
 
 def resolved(addresses: Sequence[str], *, all_of_each: bool = False) -> dict[str, Address]:

@@ -67,10 +67,10 @@ class VersionFiles:
     def prune(self, name: str, stamps: Collection[str]) -> None:
         """Remove the versions of a name that have other stamps than these."""
         kept = self.folder / VERSIONS / name
-        for path in kept.glob("[!.]*"):
-            if path.name not in stamps:
-                shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):  # something is in it, or is about to be
+        with suppress(OSError):  # another replica was first, or something is in it still
+            for stamp in os.listdir(kept):
+                if not stamp.startswith(".") and stamp not in stamps:
+                    shutil.rmtree(kept / stamp, ignore_errors=True)
             kept.rmdir()
 
     def _path(self, name: str, stamp: str) -> Path:

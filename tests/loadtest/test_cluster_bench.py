@@ -11,7 +11,7 @@ from loadtest.scale_report import write_report as write_scale
 
 
 def test_replicas_are_measured_and_reported(tmp_path: Path) -> None:
-    plan = cluster.Plan(seconds=1.0, num_adapters=200, counts=(1, 2), batch_s=(0.1, 0.02), num_published=2)
+    plan = cluster.Plan(seconds=1.0, num_adapters=200, counts=(1, 2), batch_s=(0.1, 0.02))
     report = cluster.run(plan, "python -m loadtest cluster")
     one, two, *_ = report.rows
     assert (one.num_replicas, two.num_replicas) == (1, 2)
